@@ -1,10 +1,22 @@
 """One file per defect of NNI 3.0; none of them imports torch or NNI before its module is there."""
 
-from nni_plugins.compat.defects import node_is_impure, proxy_bytecode, tensor_base
+from nni_plugins.compat.defects import (
+    node_is_impure,
+    proxy_bytecode,
+    slow_import_evaluator,
+    slow_import_pandas,
+    slow_import_scipy,
+    slow_import_version,
+    tensor_base,
+)
 from nni_plugins.compat.hook import Patch
 
 PATCHES: tuple[Patch, ...] = (
     tensor_base.PATCH,
     node_is_impure.PATCH,
     proxy_bytecode.PATCH,
+    slow_import_pandas.PATCH,
+    slow_import_scipy.PATCH,
+    slow_import_version.PATCH,
+    slow_import_evaluator.PATCH,
 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-from types import ModuleType
 from typing import Any
 
 from nni_plugins.compat.hook import Patch
@@ -15,12 +14,12 @@ def _parameters(function: Any) -> int:
     return len(inspect.signature(function, follow_wrapped=False).parameters)
 
 
-def _defect(module: ModuleType) -> bool:
+def _defect(module: Any) -> bool:
     wanted, taken = module.Node.is_impure, module.node_is_impure_wrapper
     return _parameters(wanted) > _parameters(taken) and not hasattr(taken, "__nni_plugins__")
 
 
-def _mend(module: ModuleType) -> None:
+def _mend(module: Any) -> None:
     theirs = module.node_is_impure_wrapper
 
     @functools.wraps(theirs)

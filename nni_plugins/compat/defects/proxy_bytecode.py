@@ -14,7 +14,7 @@ from __future__ import annotations
 import dis
 import functools
 import sys
-from types import CodeType, FrameType, ModuleType
+from types import CodeType, FrameType
 from typing import Any
 
 from nni_plugins.compat.hook import Patch
@@ -41,7 +41,7 @@ def _calling(frame: FrameType | None) -> tuple[str, str]:
     return names[current], names[current + 1] if current + 1 < len(names) else ""
 
 
-def _probe(proxy_class: type) -> bool:
+def _probe(proxy_class: Any) -> bool:
     """Whether a proxy of a true value is taken for true in a branch that comes after some inline caches."""
     proxy = proxy_class.__new__(proxy_class)
     proxy.__dict__.update(value=True, node=None, tracer=None)
@@ -53,11 +53,11 @@ def _probe(proxy_class: type) -> bool:
         return False
 
 
-def _defect(module: ModuleType) -> bool:
+def _defect(module: Any) -> bool:
     return not _probe(module.ConcreteProxy)
 
 
-def _mend(module: ModuleType) -> None:
+def _mend(module: Any) -> None:
     proxy_class = module.ConcreteProxy
     unpack = module.ConcreteUnpackIterProxy
     # The builtins as they were before tracing replaced them.

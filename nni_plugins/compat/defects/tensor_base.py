@@ -6,23 +6,23 @@ The prefix is a constant of ``ConcreteTracer.trace``; ``str.startswith`` takes a
 
 from __future__ import annotations
 
-from types import ModuleType
+from typing import Any
 
 from nni_plugins.compat.hook import Patch
 
 OLD = "_TensorBase"
 
 
-def _qualified_name(module: ModuleType) -> str:
+def _qualified_name(module: Any) -> str:
     return module.torch._C._TensorBase.add.__qualname__.split(".")[0]
 
 
-def _defect(module: ModuleType) -> bool:
+def _defect(module: Any) -> bool:
     name = _qualified_name(module)
     return not name.startswith(OLD) and OLD in module.ConcreteTracer.trace.__code__.co_consts
 
 
-def _mend(module: ModuleType) -> None:
+def _mend(module: Any) -> None:
     trace = module.ConcreteTracer.trace
     names = (OLD, _qualified_name(module))
     constants = tuple(names if constant == OLD else constant for constant in trace.__code__.co_consts)
