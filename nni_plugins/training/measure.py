@@ -1,0 +1,61 @@
+"""Latency of one input, measured so that two models can be compared."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import Any
+
+import torch
+from torch import nn
+
+from nni_plugins.training.loaders import apply
+
+
+@torch.no_grad()
+def latency_ms(
+    model: nn.Module, inputs: Any, threads: int = 1, warmup: int = 10, runs: int = 50, seconds: float = 1.0
+) -> float:
+    """Measure the time of a forward pass.
+
+    Parameters
+    ----------
+    model
+        Measured in evaluation mode; its mode is put back.
+    inputs
+        One batch (of one input, for the latency that is meant by default), on the model's device.
+    threads
+        CPU threads while measuring; the setting is put back.
+    warmup, runs
+        Passes that do not count and that do; at least 5 count.
+    seconds
+        No further pass starts after this time.
+
+    Returns
+    -------
+    float
+        Median, in milliseconds.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    before = torch.get_num_threads()
+    on_gpu = any(parameter.is_cuda for parameter in model.parameters())
+    model.eval()
+    torch.set_num_threads(threads)
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    try:
+        for index in range(warmup + runs):
+            start = time.perf_counter()
+            apply(model, inputs)
+            if on_gpu:
+                torch.cuda.synchronize()
+            now = time.perf_counter()
+            if index >= warmup or now > end:
+                times.append(1000 * (now - start))
+            if now > end and len(times) >= 5:
+                break
+    finally:
+        torch.set_num_threads(before)
+        for module, mode in modes:
+            module.training = mode
+    return statistics.median(times)
