@@ -1,0 +1,172 @@
+"""The channel graph: which indices of which parameters must be removed at once, found by watching one run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import nn
+
+from nni_plugins.channels.cost import Cost, CostModel
+from nni_plugins.channels.groups import ChannelGroup, Member, collect_groups
+from nni_plugins.channels.labels import Array, Cause, Solution
+from nni_plugins.channels.trace import Trace
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["ChannelGraph", "ChannelGroup", "Frozen", "Member"]
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """Something that could not be pruned: an operator that froze labels, or a parameter that the run never used.
+
+    Attributes
+    ----------
+    module
+        The module whose forward called the operator ('' is the model itself).
+    operator
+        The ATen operator, or '' where none is to blame.
+    reason
+        Why, in words.
+    size
+        How many parameter indices (channels) it froze.
+    """
+
+    module: str
+    operator: str
+    reason: str
+    size: int
+
+
+@dataclass
+class ChannelGraph:
+    """What one run of a model tells about its channels.
+
+    Make one by :meth:`watch`. It holds names and indices only, never the model's tensors, so it stays true when
+    parameters are wrapped, moved or trained; it is stale once shapes change.
+    """
+
+    trace: Trace
+    solution: Solution
+    shapes: dict[str, tuple[int, ...]]
+    is_buffer: dict[str, bool]
+    aliases: dict[str, list[str]]
+    groups: list[ChannelGroup] = field(default_factory=list)
+    frozen: list[Frozen] = field(default_factory=list)
+    extra_frozen: list[tuple[Array, Cause]] = field(default_factory=list)
+    _by_name: dict[str, ChannelGroup] = field(default_factory=dict)
+    _cost: CostModel | None = None
+
+    @classmethod
+    def watch(cls, model: nn.Module, dummy_input: Any) -> ChannelGraph:
+        """Watch one run of ``model`` on ``dummy_input`` and return its channel graph.
+
+        The run is in eval mode, on fake tensors, so it computes nothing; the model is left exactly as it was.
+
+        Parameters
+        ----------
+        model
+            Any ``torch.nn.Module`` that runs. It must not be wrapped by NNI at this moment.
+        dummy_input
+            A tensor, a tuple or list of positional arguments, or a dict of keyword arguments.
+
+        Raises
+        ------
+        ValueError
+            If the model is wrapped by an NNI compressor (unwrap it first), or has no parameters.
+        """
+        refuse_wrapped(model)
+        trace = Trace.record(model, dummy_input)
+        shapes, is_buffer, aliases = _inventory(model)
+        graph = cls(trace, trace.labels.solve(), shapes, is_buffer, aliases)
+        graph._collect()
+        return graph
+
+    def without(self, labels: Sequence[tuple[Array, Cause]]) -> ChannelGraph:
+        """Return this graph solved again with more labels frozen."""
+        extra = [*self.extra_frozen, *labels]
+        graph = ChannelGraph(
+            self.trace, self.trace.labels.solve(extra), self.shapes, self.is_buffer, self.aliases, extra_frozen=extra
+        )
+        graph._collect()
+        return graph
+
+    def _collect(self) -> None:
+        self.groups = collect_groups(self.trace, self.solution, self.is_buffer)
+        self._by_name = {group.name: group for group in self.groups}
+        self.frozen = list(self._why_frozen())
+
+    def _why_frozen(self) -> Iterable[Frozen]:
+        sizes: dict[Cause, int] = {}
+        for group in self.groups:
+            if group.cause is not None and not group.prunable:
+                sizes[group.cause] = sizes.get(group.cause, 0) + group.size
+        for cause, size in sizes.items():
+            yield Frozen(cause.module, cause.operator, cause.why, size)
+        for name, shape in self.shapes.items():
+            if name not in self.trace.parameters and shape and not self.is_buffer[name]:
+                yield Frozen(name.rpartition(".")[0], "", f"{name} was not used in the watched run", shape[0])
+
+    def group(self, name: str) -> ChannelGroup:
+        """Return the group called ``name``."""
+        try:
+            return self._by_name[name]
+        except KeyError:
+            import difflib
+
+            near = difflib.get_close_matches(name, self._by_name, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise KeyError(f"no channel group is called {name!r}{hint}") from None
+
+    @property
+    def cost_model(self) -> CostModel:
+        """Multiply-accumulates and parameters as functions of how much of each group is kept."""
+        if self._cost is None:
+            self._cost = CostModel(self)
+        return self._cost
+
+    def cost(self, kept: Mapping[str, int] | None = None) -> Cost:
+        """Return the cost of one run on the watched input, and the number of parameters.
+
+        Parameters
+        ----------
+        kept
+            How many units each named group keeps; a group that is not named keeps all.
+
+        Returns
+        -------
+        Cost
+            ``macs`` (multiply-accumulates of convolutions and matrix products), ``params``, and both per module.
+        """
+        return self.cost_model.cost(kept)
+
+    def group_cost(self, group: ChannelGroup | str) -> Cost:
+        """Return the cost of everything that the group's members touch: what halves, roughly, if half of it goes."""
+        return self.cost_model.group_cost(self.group(group) if isinstance(group, str) else group)
+
+
+def refuse_wrapped(model: nn.Module) -> None:
+    """Raise where ``model`` is still wrapped by an NNI compressor."""
+    for name, _ in model.named_parameters():
+        if "_nni_wrapper" in name:
+            raise ValueError("the model is wrapped by an NNI compressor; call unwrap_model() before watching it")
+
+
+def _inventory(model: nn.Module) -> tuple[dict[str, tuple[int, ...]], dict[str, bool], dict[str, list[str]]]:
+    shapes: dict[str, tuple[int, ...]] = {}
+    is_buffer: dict[str, bool] = {}
+    seen: dict[int, str] = {}
+    aliases: dict[str, list[str]] = {}
+    for buffer, tensors in ((False, model.named_parameters), (True, model.named_buffers)):
+        for name, tensor in tensors(remove_duplicate=False):
+            if id(tensor) in seen:
+                aliases.setdefault(seen[id(tensor)], []).append(name)
+                continue
+            seen[id(tensor)] = name
+            shapes[name] = tuple(tensor.shape)
+            is_buffer[name] = buffer
+    return shapes, is_buffer, aliases

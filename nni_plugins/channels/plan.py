@@ -1,0 +1,137 @@
+"""The plan: which units of each group are kept. Every mask, slice, width and export is read from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from nni_plugins.channels.cost import Cost
+from nni_plugins.channels.graph import ChannelGraph
+from nni_plugins.channels.labels import Array
+
+
+class Plan:
+    """Which units of each group are kept.
+
+    Parameters
+    ----------
+    graph
+        The channel graph that the names belong to.
+    kept
+        Per group name, a bool array of shape ``[group.size]`` or the indices of the kept units. A group that is not
+        named keeps all its units.
+
+    Raises
+    ------
+    KeyError
+        If no group has such a name.
+    ValueError
+        If a group that is not prunable would lose units, a group would be left empty, or an array does not fit.
+    """
+
+    def __init__(self, graph: ChannelGraph, kept: Mapping[str, Any]) -> None:
+        self.graph = graph
+        self.kept: dict[str, Array] = {}
+        for name, value in kept.items():
+            group = graph.group(name)
+            units = _as_indices(name, value, group.size)
+            if len(units) == group.size:
+                continue
+            if not group.prunable:
+                raise ValueError(f"group {name!r} cannot lose units: {group.reason}")
+            if not len(units):
+                raise ValueError(f"group {name!r} would lose all its {group.size} units; keep at least one")
+            self.kept[name] = units
+        self._keep = np.ones(len(graph.solution), dtype=bool)
+        for name, units in self.kept.items():
+            classes = graph.group(name).classes
+            self._keep[classes] = False
+            self._keep[classes[units]] = True
+
+    def __repr__(self) -> str:
+        lost = ", ".join(f"{name}: {len(u)}/{self.graph.group(name).size}" for name, u in self.kept.items())
+        return f"Plan({lost})"
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many units each group that loses some keeps."""
+        return {name: len(units) for name, units in self.kept.items()}
+
+    def keeps(self, labels: Array) -> Array:
+        """Return, as bool, which of ``labels`` are kept."""
+        return self._keep[self.graph.solution.classes[labels]]
+
+    def dimensions(self, name: str) -> dict[int, Array]:
+        """Return the kept indices along each dimension of a parameter or buffer that loses some."""
+        out = {}
+        for dim, labels in enumerate(self.graph.trace.parameters.get(name, [])):
+            if labels is not None:
+                keep = self.keeps(labels)
+                if not keep.all():
+                    out[dim] = np.flatnonzero(keep)
+        return out
+
+    def slices(self) -> dict[str, dict[int, Array]]:
+        """Return ``{parameter or buffer: {dimension: kept indices}}`` for all that shrink."""
+        found = {name: self.dimensions(name) for name in self.graph.trace.parameters}
+        return {name: dims for name, dims in found.items() if dims}
+
+    def sizes(self) -> dict[tuple[str, str], int]:
+        """Return ``{(module, attribute): new value}`` for the module attributes that count what the plan removes."""
+        out = {}
+        for key, labels in self.graph.trace.sizes.items():
+            keep = self.keeps(labels)
+            if not keep.all():
+                out[key] = int(keep.sum())
+        return out
+
+    def masks(self, model: nn.Module) -> dict[str, dict[str, torch.Tensor]]:
+        """Return the plan as NNI's masks: ``{module: {parameter: mask}}``, 1 where kept.
+
+        Every parameter that a group reaches is masked along every dimension, producers, norms and consumers alike, so
+        that the masked model computes what the compact one does. Masks have the shape, dtype and device of the parameter.
+        """
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        masks: dict[str, dict[str, torch.Tensor]] = {}
+        for name, dims in self.slices().items():
+            if self.graph.is_buffer[name]:
+                continue
+            for alias in (name, *self.graph.aliases.get(name, [])):
+                module, _, parameter = alias.rpartition(".")
+                masks.setdefault(module, {})[parameter] = mask_of(parameters[alias], dims)
+        return masks
+
+    def cost(self) -> Cost:
+        """Return the cost of the compact model."""
+        return self.graph.cost_model.exact_cost(self._keep)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return ``{group: {'size', 'kept'}}``, plain numbers, for groups that lose units."""
+        return {
+            name: {"size": self.graph.group(name).size, "kept": units.tolist()} for name, units in self.kept.items()
+        }
+
+
+def mask_of(parameter: torch.Tensor, dims: Mapping[int, Array]) -> torch.Tensor:
+    """Return a mask of ones with zeros wherever an index along one of ``dims`` is not among the kept ones."""
+    mask = torch.ones_like(parameter, requires_grad=False)
+    for dim, indices in dims.items():
+        gone = np.setdiff1d(np.arange(parameter.shape[dim]), indices)
+        mask.index_fill_(dim, torch.as_tensor(gone, device=mask.device), 0)
+    return mask
+
+
+def _as_indices(name: str, value: Any, size: int) -> Array:
+    array = np.asarray(value.detach().cpu() if isinstance(value, torch.Tensor) else value)
+    if array.dtype == bool:
+        if array.shape != (size,):
+            raise ValueError(f"group {name!r} has {size} units; the mask has shape {array.shape}")
+        return np.flatnonzero(array)
+    units = np.unique(array.astype(np.int64))
+    if len(units) and (units[0] < 0 or units[-1] >= size):
+        raise ValueError(f"group {name!r} has {size} units; unit {units[-1] if units[-1] >= size else units[0]} is none")
+    return units

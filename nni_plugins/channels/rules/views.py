@@ -1,0 +1,169 @@
+"""Views: reshape carries labels through merges and splits; permutations permute them."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from nni_plugins.channels.labels import MaybeLabels
+from nni_plugins.channels.rules.registry import rule
+from nni_plugins.channels.trace import Call
+
+
+@rule("aten.view", "aten._unsafe_view", "aten.reshape", "aten._reshape_alias", "aten.view_copy", "aten._reshape_copy")
+def view(call: Call) -> list[MaybeLabels]:
+    x = call.inputs[0]
+    call.zero = x.zero
+    if call.cause.operator in ("aten.view", "aten.view_copy") and x.shape == call.shape():
+        return list(x.labels)
+    return reshaped(call, x.labels, x.shape, call.shape())
+
+
+def reshaped(
+    call: Call, labels: list[MaybeLabels], old: tuple[int, ...], new: tuple[int, ...]
+) -> list[MaybeLabels]:
+    """Carry labels from shape ``old`` to shape ``new``, run by run of dimensions with equal products."""
+    out: list[MaybeLabels] = []
+    i = j = 0
+    while i < len(old) or j < len(new):
+        first, second = i, j
+        a = old[i] if i < len(old) else 1
+        b = new[j] if j < len(new) else 1
+        i, j = min(i + 1, len(old)), min(j + 1, len(new))
+        while a != b:
+            if a < b:
+                a *= old[i]
+                i += 1
+            else:
+                b *= new[j]
+                j += 1
+        out += _run(call, labels[first:i], old[first:i], new[second:j])
+    return out
+
+
+def _run(call: Call, labels: list[MaybeLabels], old: tuple[int, ...], new: tuple[int, ...]) -> list[MaybeLabels]:
+    if not new:
+        return []
+    if not old or all(part is None for part in labels):
+        return [None] * len(new)
+    wide = [d for d, size in enumerate(old) if size > 1]
+    target = [d for d, size in enumerate(new) if size > 1]
+    if [old[d] for d in wide] == [new[d] for d in target]:  # only ones come or go
+        out: list[MaybeLabels] = [None] * len(new)
+        for d, t in zip(wide, target, strict=True):
+            out[t] = labels[d]
+        return out
+    whole = _merged(call, labels, old)
+    if len(new) == 1:
+        return [whole]
+    return call.trace.labels.split(whole, new, call.because("cut where nothing can go alone"))
+
+
+def _merged(call: Call, labels: list[MaybeLabels], sizes: tuple[int, ...]) -> np.ndarray:
+    """Return the labels of dimensions flattened into one; a dimension without labels repeats the others'."""
+    along = [d for d, part in enumerate(labels) if part is not None]
+    table = labels[along[-1]]
+    assert table is not None
+    table = np.asarray(table)
+    for d in reversed(along[:-1]):
+        outer = labels[d]
+        assert outer is not None
+        table = call.trace.labels.merge(outer, table, call.because("flattened with another dimension"))
+    shape = tuple(sizes[d] if d in along else 1 for d in range(len(sizes)))
+    return np.ascontiguousarray(np.broadcast_to(table.reshape(shape), sizes)).reshape(-1)
+
+
+@rule("aten.unsqueeze")
+def unsqueeze(call: Call) -> list[MaybeLabels]:
+    x = call.inputs[0]
+    call.zero = x.zero
+    dim = int(call.value(1, "dim")) % (len(x.shape) + 1)
+    return [*x.labels[:dim], None, *x.labels[dim:]]
+
+
+@rule("aten.squeeze", "aten.squeeze_copy")
+def squeeze(call: Call) -> list[MaybeLabels]:
+    x = call.inputs[0]
+    call.zero = x.zero
+    rank = len(x.shape)
+    dims = call.value(1, "dim", list(range(rank)))
+    gone = {d % rank for d in ([dims] if isinstance(dims, int) else dims) if x.shape[d] == 1} if rank else set()
+    return [labels for d, labels in enumerate(x.labels) if d not in gone]
+
+
+@rule("aten.permute", "aten.permute_copy")
+def permute(call: Call) -> list[MaybeLabels]:
+    x = call.inputs[0]
+    call.zero = x.zero
+    return [x.labels[d] for d in call.value(1, "dims")]
+
+
+@rule("aten.transpose", "aten.swapaxes", "aten.movedim")
+def transpose(call: Call) -> list[MaybeLabels]:
+    x = call.inputs[0]
+    call.zero = x.zero
+    a, b = call.value(1, "dim0"), call.value(2, "dim1")
+    out = list(x.labels)
+    out[a], out[b] = out[b], out[a]
+    return out
+
+
+@rule("aten.t")
+def t(call: Call) -> list[MaybeLabels]:
+    x = call.inputs[0]
+    call.zero = x.zero
+    return x.labels[::-1]
+
+
+@rule("aten.expand", "aten.expand_copy", "aten.broadcast_to")
+def expand(call: Call) -> list[MaybeLabels]:
+    """A dimension that is repeated from one may shrink with whatever it meets."""
+    x = call.inputs[0]
+    shape = call.shape()
+    call.zero = x.zero
+    added = len(shape) - len(x.shape)
+    out: list[MaybeLabels] = []
+    for d, size in enumerate(shape):
+        old = x.shape[d - added] if d >= added else 1
+        if old == size:
+            out.append(x.labels[d - added] if d >= added else None)
+        else:
+            out.append(call.fresh(size) if size > 1 else None)
+    return out
+
+
+@rule("aten.repeat", "aten.tile")
+def repeat(call: Call) -> list[MaybeLabels]:
+    x, repeats = call.inputs[0], [int(r) for r in call.value(1, "repeats")]
+    call.zero = x.zero
+    added = len(repeats) - len(x.shape)
+    out: list[MaybeLabels] = [None] * added
+    for d, labels in enumerate(x.labels):
+        count = repeats[d + added]
+        out.append(labels if labels is None or count == 1 else np.tile(labels, count))
+    return out
+
+
+@rule("aten.pixel_shuffle", "aten.pixel_unshuffle")
+def pixel_shuffle(call: Call) -> list[MaybeLabels]:
+    """Channels are the pair (channel, position in the block); only the channel can go."""
+    x = call.inputs[0]
+    call.zero = x.zero
+    shuffle = call.cause.operator == "aten.pixel_shuffle"
+    few = (call.shape() if shuffle else x.shape)[-3]
+    many = (x.shape if shuffle else call.shape())[-3]
+    for labels in x.labels[-2:]:
+        call.freeze(labels, "pixels move along it")
+    labels = x.labels[-3]
+    if labels is None:
+        return [*x.labels[:-3], None, None, None]
+    block = math.prod((many,)) // few
+    if shuffle:
+        outer, inner = call.fresh(few), call.fresh(block)
+        call.trace.labels.relate(labels, outer, inner, call.cause)
+        call.freeze_silently(inner)
+        return [*x.labels[:-3], outer, None, None]
+    inner = call.fresh(block)
+    call.freeze_silently(inner)
+    return [*x.labels[:-3], call.trace.labels.merge(labels, inner, call.cause), None, None]

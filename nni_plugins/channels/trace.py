@@ -1,0 +1,320 @@
+"""The trace: what one watched run was, operator by operator, with the labels that each tensor carried."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from nni_plugins.channels.labels import Array, Cause, Labels, MaybeLabels
+from nni_plugins.channels.watch import is_fake, needs_values, run_recorded
+
+
+@dataclass(eq=False)
+class Info:
+    """What is known of one tensor of the run.
+
+    Attributes
+    ----------
+    shape
+        Its shape.
+    labels
+        Per dimension, the labels of its indices, or None where nothing that could be removed lies along it.
+    dynamic
+        Whether it depends on the model's input.
+    zero
+        Whether it holds exact zeros wherever a unit is masked (so that summing over units loses nothing).
+    parameter
+        The name of the parameter or buffer that it is, or ''.
+    """
+
+    shape: tuple[int, ...]
+    labels: list[MaybeLabels]
+    dynamic: bool = False
+    zero: bool = False
+    parameter: str = ""
+
+
+@dataclass(frozen=True)
+class Contraction:
+    """A sum over a labelled dimension of ``left``, multiplied by ``right`` (None for a plain sum).
+
+    ``weight`` says that ``right`` is a parameter of the model (or made of them), whose ``right_out`` dimension becomes the
+    dimension ``out_dim`` of the result; ``padded`` that zeros are put around the input before it.
+    """
+
+    left: Info
+    left_dim: int
+    right: Info | None = None
+    right_dim: int = 0
+    right_out: int = 0
+    out_dim: int = 0
+    groups: int = 1
+    weight: bool = False
+    bias: Info | None = None
+    padded: bool = False
+
+
+@dataclass(eq=False)
+class Operator:
+    """One operator of the run."""
+
+    name: str
+    module: str
+    inputs: list[Info]
+    outputs: list[Info]
+    contractions: list[Contraction] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Term:
+    """Multiply-accumulates of one operator: ``coefficient`` times the number of kept labels of each factor."""
+
+    module: str
+    coefficient: float
+    factors: tuple[Array, ...]
+
+
+Rule = Callable[["Call"], "list[MaybeLabels] | None"]
+
+
+class Call:
+    """One call of an operator, as its rule sees it.
+
+    A rule reads arguments (:meth:`tensor`, :meth:`value`), says what holds (:meth:`tie`, :meth:`freeze`, …) and returns
+    the labels of the first output, a list with one entry per dimension; :meth:`give` sets those of the others.
+    """
+
+    def __init__(self, trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any, module: str, name: str) -> None:
+        self.trace = trace
+        self.func = func
+        self.args = args
+        self.kwargs = kwargs
+        self.out = out
+        self.module = module
+        self.cause = Cause(module, name)
+        self.zero = False
+        self.inputs = [trace.info(t) for t in _tensors((args, kwargs))]
+        self.outputs = list(_tensors(out))
+        self.given: dict[int, list[MaybeLabels]] = {}
+        self.contractions: list[Contraction] = []
+
+    def value(self, position: int, name: str, default: Any = None) -> Any:
+        """Return the argument at ``position``, or called ``name``."""
+        if position < len(self.args):
+            return self.args[position]
+        return self.kwargs.get(name, default)
+
+    def tensor(self, position: int, name: str = "") -> Info | None:
+        """Return what is known of the tensor argument at ``position``, or called ``name``; None where there is none."""
+        value = self.value(position, name)
+        return self.trace.info(value) if isinstance(value, torch.Tensor) else None
+
+    def shape(self, index: int = 0) -> tuple[int, ...]:
+        """Return the shape of output ``index``."""
+        return tuple(self.outputs[index].shape)
+
+    def give(self, index: int, labels: list[MaybeLabels]) -> None:
+        """Set the labels of output ``index``."""
+        self.given[index] = labels
+
+    def because(self, why: str) -> Cause:
+        return Cause(self.module, self.cause.operator, why)
+
+    def tie(self, a: MaybeLabels, b: MaybeLabels) -> None:
+        self.trace.labels.tie(a, b, self.because("joined to something of fixed size"))
+
+    def freeze(self, labels: MaybeLabels, why: str) -> None:
+        self.trace.labels.freeze(labels, self.because(why))
+
+    def freeze_silently(self, labels: MaybeLabels) -> None:
+        self.trace.labels.freeze(labels, None)
+
+    def inexact(self, labels: MaybeLabels, why: str) -> None:
+        self.trace.labels.mark_inexact(labels, self.because(why))
+
+    def fresh(self, size: int) -> Array:
+        return self.trace.labels.fresh(size)
+
+    def size_of(self, attribute: str, labels: MaybeLabels) -> None:
+        """Say that ``attribute`` of the calling module, if it has one of this value, counts these labels."""
+        if labels is not None:
+            self.trace.sizes[self.module, attribute] = labels
+
+    def contract(self, left: Info, left_dim: int, right: Info, right_dim: int, **details: Any) -> None:
+        """Tie the contracted dimensions of a product, and note it for later questions about what masking leaves."""
+        self.tie(left.labels[left_dim], right.labels[right_dim])
+        weight = not right.dynamic
+        if weight:
+            self.trace.consumed.append(right.labels[right_dim])
+        elif not left.zero and not right.zero:
+            self.inexact(left.labels[left_dim], "a masked unit is not zero where it is summed over")
+        self.contractions.append(Contraction(left, left_dim, right, right_dim, weight=weight, **details))
+
+    def sum_over(self, info: Info, dim: int) -> None:
+        """Note a plain sum over a dimension."""
+        if info.labels[dim] is None:
+            return
+        if not info.zero:
+            self.inexact(info.labels[dim], "a masked unit is not zero where it is summed over")
+        self.contractions.append(Contraction(info, dim))
+
+    def costs(self, macs: int, *factors: MaybeLabels) -> None:
+        """Note the multiply-accumulates of this call, which shrink with each of ``factors``."""
+        arrays = tuple(f for f in factors if f is not None)
+        share = macs / float(np.prod([len(a) for a in arrays])) if arrays else float(macs)
+        self.trace.terms.append(Term(self.module, share, arrays))
+
+
+class Trace:
+    """One watched run: operators, labels, costs, and the parameters and buffers that it used.
+
+    Attributes
+    ----------
+    operators
+        In the order of the run.
+    labels
+        What was collected about labels.
+    parameters
+        By name, the labels of each dimension of each parameter and buffer that the run used.
+    sizes
+        ``(module, attribute) -> labels`` that the attribute counts, such as ``('conv1', 'out_channels')``.
+    terms
+        The multiply-accumulates.
+    consumed
+        Label arrays of parameters' contracted dimensions: their units are consumers.
+    unknown
+        Operators that have no rule, and where they were called.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.operators: list[Operator] = []
+        self.labels = Labels()
+        self.parameters: dict[str, list[MaybeLabels]] = {}
+        self.sizes: dict[tuple[str, str], Array] = {}
+        self.terms: list[Term] = []
+        self.consumed: list[MaybeLabels] = []
+        self.unknown: dict[tuple[str, str], Cause] = {}
+        self.outputs: list[Info] = []
+        self._infos: dict[int, Info] = {}
+        self._alive: list[torch.Tensor] = []
+        self._names: dict[int, str] = {}
+        self._storages: dict[tuple, str] = {}
+        for name, tensor in _named_tensors(model):
+            self._names.setdefault(id(tensor), name)
+            self._storages.setdefault(_place(tensor), name)
+
+    @classmethod
+    def record(cls, model: nn.Module, dummy_input: Any) -> Trace:
+        """Watch one run of ``model`` on ``dummy_input``."""
+        try:
+            return cls._record(model, dummy_input, fake=True)
+        except Exception as error:
+            if not needs_values(error):
+                raise
+            return cls._record(model, dummy_input, fake=False)
+
+    @classmethod
+    def _record(cls, model: nn.Module, dummy_input: Any, *, fake: bool) -> Trace:
+        trace = cls(model)
+        out = run_recorded(model, dummy_input, trace._on_operator, on_input=trace._on_input, fake=fake)
+        cause = Cause("", "", "the model's output")
+        for tensor in output_tensors(out):
+            info = trace.info(tensor)
+            trace.outputs.append(info)
+            for labels in info.labels:
+                trace.labels.freeze(labels, cause)
+        trace._alive.clear()
+        trace._infos.clear()
+        return trace
+
+    def info(self, tensor: torch.Tensor) -> Info:
+        """Return what is known of ``tensor``; a parameter or buffer seen for the first time gets fresh labels."""
+        known = self._infos.get(id(tensor))
+        if known is not None:
+            return known
+        shape = tuple(tensor.shape)
+        name = self._names.get(id(tensor)) or ("" if is_fake(tensor) else self._storages.get(_place(tensor), ""))
+        if name:
+            if name not in self.parameters:
+                self.parameters[name] = [self.labels.fresh(size) if size > 1 else None for size in shape]
+            info = Info(shape, self.parameters[name], zero=True, parameter=name)
+        else:
+            info = Info(shape, [None] * len(shape))
+        self._remember(tensor, info)
+        return info
+
+    def _remember(self, tensor: torch.Tensor, info: Info) -> None:
+        self._infos[id(tensor)] = info
+        self._alive.append(tensor)  # else its id may be given to another
+
+    def _on_input(self, tensor: torch.Tensor) -> None:
+        self._remember(tensor, Info(tuple(tensor.shape), [None] * tensor.dim(), dynamic=True))
+
+    def _on_operator(self, func: Any, args: tuple, kwargs: dict, out: Any, module: str) -> None:
+        from nni_plugins.channels.rules import rule_for
+
+        name, rule = rule_for(func)
+        call = Call(self, func, args, kwargs, out, module, name)
+        if not call.outputs:
+            return  # prim.device, sym_size and the like
+        dynamic = any(info.dynamic for info in call.inputs)
+        if rule is None:
+            cause = self.unknown.setdefault((name, module), call.because("operator without a rule"))
+            for info in call.inputs:
+                for labels in info.labels:
+                    self.labels.freeze(labels, cause)
+        else:
+            first = rule(call)
+            if first is not None:
+                call.give(0, first)
+        outputs = []
+        for index, tensor in enumerate(call.outputs):
+            given = call.given.get(index)
+            labels = given if given is not None else [None] * tensor.dim()
+            info = Info(tuple(tensor.shape), labels, dynamic=dynamic, zero=call.zero)
+            self._remember(tensor, info)
+            outputs.append(info)
+        if is_inplace(func):
+            self._remember(args[0], outputs[0])
+        self.operators.append(Operator(name, module, call.inputs, outputs, call.contractions))
+
+
+def is_inplace(func: Any) -> bool:
+    """Whether an operator writes into its first argument."""
+    arguments = func._schema.arguments
+    return bool(arguments) and arguments[0].alias_info is not None and arguments[0].alias_info.is_write
+
+
+def output_tensors(out: Any) -> list[torch.Tensor]:
+    """Return the tensors in what a model returned: nested tuples, lists, dicts and dataclasses."""
+    return list(_tensors(out))
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _tensors(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _tensors(item)
+    elif hasattr(value, "__dataclass_fields__"):
+        for name in value.__dataclass_fields__:
+            yield from _tensors(getattr(value, name, None))
+
+
+def _named_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+def _place(tensor: torch.Tensor) -> tuple:
+    if tensor.is_meta or tensor.numel() == 0:
+        return (id(tensor),)
+    return tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tuple(tensor.shape), tensor.stride()
