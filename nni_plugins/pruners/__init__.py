@@ -1,1 +1,65 @@
+"""Pruners of channel groups: subclasses of nni's ``Pruner``, one file per method.
 
+NNI is imported when a pruner is first asked for, not when this package is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from nni_plugins.pruners.errors import BudgetError, PruningError
+from nni_plugins.pruners.schedule import Schedule
+
+if TYPE_CHECKING:
+    from nni_plugins.pruners.base import GroupPruner
+    from nni_plugins.pruners.magnitude import MagnitudePruner
+    from nni_plugins.pruners.random import RandomPruner
+    from nni_plugins.pruners.taylor import TaylorPruner
+
+_METHODS = {
+    "magnitude": ("nni_plugins.pruners.magnitude", "MagnitudePruner"),
+    "random": ("nni_plugins.pruners.random", "RandomPruner"),
+    "taylor": ("nni_plugins.pruners.taylor", "TaylorPruner"),
+}
+_LAZY = {name: module for module, name in _METHODS.values()} | {"GroupPruner": "nni_plugins.pruners.base"}
+
+__all__ = [
+    "PRUNERS",
+    "BudgetError",
+    "GroupPruner",
+    "MagnitudePruner",
+    "PruningError",
+    "RandomPruner",
+    "Schedule",
+    "TaylorPruner",
+]
+
+
+class _Registry(Mapping[str, Any]):
+    """Pruner classes by the name that a recipe gives them; each is imported when it is read."""
+
+    def __getitem__(self, name: str) -> Any:
+        module, attribute = _METHODS[name]
+        return getattr(import_module(module), attribute)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_METHODS)
+
+    def __len__(self) -> int:
+        return len(_METHODS)
+
+
+PRUNERS: Mapping[str, Any] = _Registry()
+"""Pruner classes by recipe name: ``magnitude``, ``random``, ``taylor``."""
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

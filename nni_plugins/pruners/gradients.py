@@ -1,0 +1,175 @@
+"""What Taylor scores are made of: products of values and gradients, gathered while an evaluator trains.
+
+Both collectors follow one life: ``attach`` registers hooks, ``end_of_minibatch`` closes a minibatch (several
+backward passes of gradient accumulation count as one), ``reset`` begins anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from nni.compression.utils.evaluator import ForwardHook, TensorHook
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from nni.compression.utils.evaluator import Evaluator
+
+Reduce = Callable[[dict[str, Tensor]], dict[str, Tensor]]
+
+
+class Moments:
+    """Running moments over minibatches of first-order terms ``a = w·dL/dw`` and second-order ones ``k = w²·H``."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._square: dict[str, Tensor] = {}
+        self._first: dict[str, Tensor] = {}
+        self._second: dict[str, Tensor] = {}
+
+    def add(self, first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> None:
+        """Count one minibatch; one whose gradients are not finite (a skipped AMP step) is left out."""
+        if not first or not torch.isfinite(sum(a.sum(dtype=torch.float64).cpu() for a in first.values())):
+            return
+        self.count += 1
+        for name, a in first.items():
+            _accumulate(self._square, name, a * a)
+            if second:
+                _accumulate(self._first, name, a)
+                _accumulate(self._second, name, second[name])
+
+    def importance(self) -> dict[str, Tensor]:
+        """Mean over minibatches of a², or of (−a + ½k)² with the mean curvature k."""
+        n = max(self.count, 1)
+        if not self._second:
+            return {name: square / n for name, square in self._square.items()}
+        return {
+            name: square / n - self._first[name] / n * self._second[name] / n + (self._second[name] / n) ** 2 / 4
+            for name, square in self._square.items()
+        }
+
+
+class WeightGradients:
+    """Collects ``w·dL/dw`` of parameters, and for second order ``w²·H`` by Hutchinson's estimate of the diagonal.
+
+    Parameters
+    ----------
+    parameters : mapping of str to torch.Tensor
+        Leaves that training differentiates, by name.
+    reduce : callable
+        Turns elementwise products by parameter name into the quantities whose square is averaged: themselves,
+        or signed sums for each unit.
+    directions : callable, optional
+        For second order: draws Rademacher signs for each element, by parameter name. Signs that are equal within
+        a unit give the curvature of the unit's gate, independent ones that of each weight.
+    probes : int
+        Draws for each backward pass.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, Tensor],
+        reduce: Reduce,
+        directions: Callable[[], dict[str, Tensor]] | None = None,
+        probes: int = 1,
+    ):
+        self.parameters = {name: p for name, p in parameters.items() if p.requires_grad}
+        self.reduce, self.directions, self.probes = reduce, directions, probes
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all minibatches."""
+        self.moments = Moments()
+        self._first: dict[str, Tensor] = {}
+        self._second: dict[str, Tensor] = {}
+
+    def attach(self, evaluator: Evaluator) -> None:
+        """Register on the evaluator: tensor hooks for first order, a loss patch for second order."""
+        if self.directions is not None:
+            evaluator.patch_loss(self._differentiate_twice)
+        else:
+            evaluator.register_hooks([TensorHook(p, name, self._hook(name)) for name, p in self.parameters.items()])  # type: ignore[arg-type]
+
+    def _hook(self, name: str) -> Callable[[list], Callable[[Tensor], None]]:
+        def collect(gradient: Tensor) -> None:
+            _accumulate(self._first, name, self.parameters[name].detach() * gradient.detach())
+
+        return lambda _: collect
+
+    def _differentiate_twice(self, loss: Tensor, _: Any) -> Tensor:
+        assert self.directions is not None
+        if not loss.requires_grad:
+            return loss
+        names, leaves = list(self.parameters), list(self.parameters.values())
+        gradients = torch.autograd.grad(loss, leaves, create_graph=True, allow_unused=True)
+        for name, leaf, gradient in zip(names, leaves, gradients, strict=True):
+            _accumulate(self._first, name, leaf.detach() * (0 if gradient is None else gradient.detach()))
+        for _probe in range(self.probes):
+            signs = self.directions()
+            along = [
+                g.mul(p.detach() * signs[n]).sum()
+                for n, p, g in zip(names, leaves, gradients, strict=True)
+                if g is not None
+            ]
+            curved = torch.autograd.grad(torch.stack(along).sum(), leaves, retain_graph=True, allow_unused=True)
+            for name, leaf, product in zip(names, leaves, curved, strict=True):
+                value = leaf.detach() * signs[name] * (0 if product is None else product.detach())
+                _accumulate(self._second, name, value / self.probes)
+        return loss
+
+    def end_of_minibatch(self) -> None:
+        """Close a minibatch."""
+        self.moments.add(self.reduce(self._first), self.reduce(self._second) if self._second else {})
+        self._first, self._second = {}, {}
+
+
+class OutputGradients:
+    """Collects |mean over positions of gradient × activation|, averaged over examples, at the output of modules.
+
+    Parameters
+    ----------
+    modules : mapping of str to torch.nn.Module
+        Modules whose output has channels at dimension 1, or last for linear layers and layer norms.
+    """
+
+    def __init__(self, modules: Mapping[str, nn.Module]):
+        self.modules = modules
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all minibatches."""
+        self.moments = Moments()
+        self._now: dict[str, Tensor] = {}
+
+    def attach(self, evaluator: Evaluator) -> None:
+        """Register forward hooks, each of which hooks the gradient of the output it sees."""
+        evaluator.register_hooks([ForwardHook(module, name, self._hook(name)) for name, module in self.modules.items()])
+
+    def _hook(self, name: str) -> Callable[[list], Callable[[nn.Module, Any, Any], None]]:
+        def watch(module: nn.Module, _: Any, output: Tensor) -> None:
+            if not output.requires_grad:
+                return
+            value = output.detach().clone()  # an activation in place may overwrite it
+            last = isinstance(module, (nn.Linear, nn.LayerNorm)) or "RMSNorm" in type(module).__name__
+
+            def collect(gradient: Tensor) -> None:
+                product = (
+                    (value * gradient).movedim(-1 if last else 1, 1) if value.dim() > 1 else (value * gradient)[None]
+                )
+                each = product.flatten(2).mean(2) if product.dim() > 2 else product
+                _accumulate(self._now, name, each.abs().mean(0))
+
+            output.register_hook(collect)
+
+        return lambda _: watch
+
+    def end_of_minibatch(self) -> None:
+        """Close a minibatch."""
+        # Moments averages squares, so that both collectors share one rule for leaving minibatches out
+        self.moments.add({name: value.sqrt() for name, value in self._now.items()}, {})
+        self._now = {}
+
+
+def _accumulate(into: dict[str, Tensor], name: str, value: Tensor) -> None:
+    into[name] = into[name] + value if name in into else value

@@ -1,0 +1,120 @@
+"""Masks on every parameter of a group: NNI's wrappers, made for any module and kept consistent.
+
+NNI registers eleven classes for pruning, by exact name, and wraps leaf modules only. A channel group reaches
+further: norms, scales, subclasses, parameters that stand bare in a block. Here the target spaces are made
+directly, for whatever module owns the parameter; those of an earlier compressor are adopted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from nni.compression.base.target_space import PruningTargetSpace, TargetType
+from nni.compression.base.wrapper import ModuleWrapper
+from torch import nn
+
+if TYPE_CHECKING:
+    from nni_plugins.channels import ChannelGraph
+
+Targets = dict[str, PruningTargetSpace]
+
+
+class Tie:
+    """Places that hold one parameter; NNI's wrapping gives each a copy, so they are tied again after unwrapping."""
+
+    def __init__(self) -> None:
+        self.places: list[tuple[nn.Module, str]] = []
+
+    def restore(self) -> None:
+        """Make every place hold the parameter of the first, once all of them are unwrapped."""
+        held = [module._parameters.get(name) for module, name in self.places]
+        if held and all(parameter is not None for parameter in held):
+            for module, name in self.places[1:]:
+                module._parameters[name] = held[0]
+
+
+class MaskedWrapper(ModuleWrapper):
+    """NNI's wrapper for a module of any kind, with a short way through where only parameters are masked."""
+
+    def __init__(self, module: nn.Module, module_name: str):
+        super().__init__(module, module_name)
+        self.ties: list[Tie] = []
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the module under its masks; inputs and outputs pass untouched unless another compressor targets them."""
+        masked = self.pruning_target_spaces
+        if (
+            self.quantization_target_spaces
+            or self.distillation_target_spaces
+            or self.fused_modules
+            or any(space.type is not TargetType.PARAMETER for space in masked.values())
+        ):
+            return super().forward(*args, **kwargs)
+        for name, target in self.patch_params({name: space.target for name, space in masked.items()}).items():
+            setattr(self.module, name, target)
+        return self.module_forward(*args, **kwargs)
+
+    def unwrap(self) -> None:
+        """Unwrap as NNI does, and tie again the parameters that were tied."""
+        super().unwrap()
+        for tie in self.ties:
+            tie.restore()
+
+
+def attach_targets(
+    model: nn.Module,
+    graph: ChannelGraph,
+    names: Iterable[str],
+    wrappers: Mapping[str, ModuleWrapper],
+    canonical: Mapping[str, str],
+) -> tuple[dict[str, ModuleWrapper], Targets]:
+    """Give each parameter a target space in the wrapper of its module.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Not wrapped at this moment.
+    graph : ChannelGraph
+        Knows which parameters are one tensor under several names.
+    names : iterable of str
+        Parameters' full names.
+    wrappers : mapping of str to ModuleWrapper
+        Those of earlier compressors, by module name; they and their target spaces are adopted.
+    canonical : mapping of str to str
+        The first name of each module, by every name.
+
+    Returns
+    -------
+    wrappers : dict of str to ModuleWrapper
+        The given ones and the new ones.
+    targets : dict of str to PruningTargetSpace
+        By the parameter's full name; tied ones under every name.
+    """
+    modules = dict(model.named_modules())
+    result = dict(wrappers)
+    targets: Targets = {}
+    for name in names:
+        tie, shared = Tie(), None
+        for alias in (name, *graph.aliases.get(name, ())):
+            module_name, _, parameter = alias.rpartition(".")
+            module_name = canonical[module_name]
+            place = (modules[module_name], parameter)
+            alias = f"{module_name}.{parameter}" if module_name else parameter
+            if alias in targets:
+                continue
+            wrapper = result.get(module_name) or MaskedWrapper(place[0], module_name)
+            result[module_name] = wrapper
+            wrapper.unfreeze()
+            space = wrapper.pruning_target_spaces.get(parameter)
+            if space is None:
+                if shared is not None and parameter not in wrapper._parameters:
+                    wrapper.register_parameter(parameter, shared)
+                space = PruningTargetSpace(wrapper, parameter, TargetType.PARAMETER, {"apply_method": "mul"})
+                wrapper.pruning_target_spaces[parameter] = space
+            shared = space.target if shared is None else shared
+            targets[alias] = space
+            tie.places.append(place)
+            if isinstance(wrapper, MaskedWrapper):
+                wrapper.ties.append(tie)
+    return result, targets
