@@ -1,6 +1,10 @@
 """One file per defect of NNI 3.0; none of them imports torch or NNI before its module is there."""
 
 from nni_plugins.compat.defects import (
+    class_wrapper,
+    leaf_function,
+    lightning_steps,
+    mask_files,
     node_is_impure,
     proxy_bytecode,
     slow_import_evaluator,
@@ -8,6 +12,9 @@ from nni_plugins.compat.defects import (
     slow_import_scipy,
     slow_import_version,
     tensor_base,
+    transformers_loss,
+    wrapped_deepcopy,
+    wrapper_empty_cache,
 )
 from nni_plugins.compat.hook import Patch
 
@@ -15,6 +22,14 @@ PATCHES: tuple[Patch, ...] = (
     tensor_base.PATCH,
     node_is_impure.PATCH,
     proxy_bytecode.PATCH,
+    leaf_function.PATCH,
+    class_wrapper.PATCH,
+    mask_files.SPEEDUP,
+    mask_files.CONFLICT,
+    wrapped_deepcopy.PATCH,
+    wrapper_empty_cache.PATCH,
+    lightning_steps.PATCH,
+    transformers_loss.PATCH,
     slow_import_pandas.PATCH,
     slow_import_scipy.PATCH,
     slow_import_version.PATCH,
