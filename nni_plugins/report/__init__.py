@@ -1,1 +1,4 @@
+"""What a search found, as a table, a Pareto plot and a page to keep.
 
+It takes plain figures (:class:`~nni_plugins.report.findings.Findings`) and knows nothing of NNI or of torch.
+"""

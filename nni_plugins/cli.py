@@ -1,0 +1,189 @@
+"""``nni-plugins``: run an experiment, look at it, report on it, compress by a recipe, check the installation.
+
+Each command imports what it needs when it runs, so that ``nni-plugins --help`` is quick.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from nni_plugins import __version__
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+PATH = click.Path(path_type=Path)
+SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+port_option = click.option(
+    "--port", type=int, default=8080, envvar="NNI_PLUGINS_PORT", show_default=True, help="Port of NNI's web page."
+)
+experiments_folder = click.option(
+    "--experiments-folder",
+    type=PATH,
+    envvar="NNI_PLUGINS_EXPERIMENTS_FOLDER",
+    help="Where NNI keeps experiments (default: as config.yml says, else ~/nni-experiments).",
+)
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")
+
+
+@click.group(context_settings=SETTINGS)
+@click.version_option(__version__, prog_name="nni-plugins")
+def commands() -> None:
+    """Find a compact model with NNI, and prove that it equals the masked one."""
+
+
+@commands.command()
+@click.argument("experiment", type=PATH)
+@port_option
+@experiments_folder
+@click.option("--output", type=PATH, help="Where the report and the best model go (default: outputs/NAME-ID).")
+@click.option("--trials", type=click.IntRange(1), help="In place of maxTrialNumber in config.yml.")
+@click.option("--concurrency", type=click.IntRange(1), help="In place of trialConcurrency in config.yml.")
+@as_json
+def run(
+    experiment: Path,
+    port: int,
+    experiments_folder: Path | None,
+    output: Path | None,
+    trials: int | None,
+    concurrency: int | None,
+    as_json: bool,
+) -> None:
+    """Run the experiment in a folder (or config.yml), and report on its best model.
+
+    The same experiment as `nnictl create --config EXPERIMENT/config.yml`, followed to its end: progress, the best model
+    evaluated on the test split once, a table dense against compact, report.md, pareto.png and the compact model itself.
+    Ctrl-C stops it so that `nnictl resume` goes on with it.
+    """
+    with one_line_errors():
+        from nni_plugins.experiment.session import run_experiment
+
+        console = make_console(as_json)
+        findings, written = run_experiment(experiment, port, console, experiments_folder, output, trials, concurrency)
+        show_findings(findings, written, console, as_json)
+
+
+@commands.command()
+@click.argument("experiment", required=False)
+@experiments_folder
+@click.option("--output", type=PATH, help="Where to write it (default: outputs/NAME-ID).")
+@as_json
+def report(experiment: str | None, experiments_folder: Path | None, output: Path | None, as_json: bool) -> None:
+    """Report on an experiment that nnictl ran: by id or folder, the newest one by default."""
+    with one_line_errors():
+        from nni_plugins.experiment.finish import finish
+        from nni_plugins.experiment.manifest import find_experiment
+
+        console = make_console(as_json)
+        findings, written = finish(find_experiment(experiment, experiments_folder), output, console.print)
+        show_findings(findings, written, console, as_json)
+
+
+@commands.command()
+@click.argument("experiment", required=False)
+@experiments_folder
+@click.option("--all", "everything", is_flag=True, help="List all experiments that NNI knows, without their trials.")
+@as_json
+def status(experiment: str | None, experiments_folder: Path | None, everything: bool, as_json: bool) -> None:
+    """Show an experiment's trials, with the reason of each that failed; the newest experiment by default."""
+    with one_line_errors():
+        from nni_plugins.experiment import status as view
+
+        data = view.list_experiments() if everything else view.experiment_status(experiment, experiments_folder)
+        if as_json:
+            click.echo(json.dumps(data, indent=2))
+        else:
+            view.show(data, make_console(False))
+
+
+@commands.command()
+@click.argument("recipe", type=PATH)
+@click.option("--output", type=PATH, help="Where the compact model goes (default: outputs/RECIPE's name).")
+@click.option("--set", "changes", multiple=True, metavar="FIELD=VALUE", help="Change a field: --set prune.sparsity=0.7")
+@as_json
+def compress(recipe: Path, output: Path | None, changes: tuple[str, ...], as_json: bool) -> None:
+    """Prune, fine-tune and compact a model by a recipe, without NNI's tuner."""
+    with one_line_errors():
+        from nni_plugins.experiment.single import compress_recipe
+
+        console = make_console(as_json)
+        findings, written = compress_recipe(recipe, output, dict(map(parse_change, changes)), console)
+        show_findings(findings, written, console, as_json)
+
+
+@commands.command()
+@port_option
+@experiments_folder
+@as_json
+def doctor(port: int, experiments_folder: Path | None, as_json: bool) -> None:
+    """Check that NNI can work here, and say how to mend what cannot."""
+    with one_line_errors():
+        from nni_plugins.compat.doctor import run_checks
+
+        click.echo(run_checks(port=port, experiments_folder=experiments_folder))
+
+
+def parse_change(text: str) -> tuple[str, Any]:
+    """``prune.sparsity=0.7`` as a path and a value, which is read as YAML."""
+    import yaml
+
+    path, mark, value = text.partition("=")
+    if not mark or not path.strip():
+        raise click.BadParameter(f"{text!r} is not FIELD=VALUE", param_hint="--set")
+    try:
+        return path.strip(), yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise click.BadParameter(f"{value!r} is not a value", param_hint="--set") from None
+
+
+def make_console(quiet: bool) -> Console:
+    """Where progress goes: standard error when standard output carries JSON."""
+    from rich.console import Console
+
+    return Console(stderr=quiet)
+
+
+def show_findings(findings: Any, written: Path, console: Console, as_json: bool) -> None:
+    """Print the table and what was proved, or all of it as JSON."""
+    from nni_plugins.report.table import proof_lines, rich_table
+
+    if as_json:
+        click.echo(json.dumps({**findings.to_dict(), "output": str(written)}, indent=2, default=str))
+        return
+    console.print(rich_table(findings))
+    for line in proof_lines(findings):
+        console.print(line, highlight=False, soft_wrap=True)
+    console.print(f"report: {written / 'report.md'}", highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """A user's mistake ends in one line and exit status 1; 130 after Ctrl-C."""
+    from nni_plugins.experiment.errors import ExperimentError, Interrupted
+    from nni_plugins.training.errors import CompressionError, RecipeError
+
+    try:
+        yield
+    except (ExperimentError, RecipeError, CompressionError) as error:
+        click.echo(f"nni-plugins: {error}", err=True)
+        sys.exit(1)
+    except (Interrupted, KeyboardInterrupt) as stop:
+        click.echo(f"nni-plugins: {stop or 'interrupted'}", err=True)
+        sys.exit(130)
+
+
+def main() -> None:
+    """The console script."""
+    commands()
+
+
+if __name__ == "__main__":
+    main()

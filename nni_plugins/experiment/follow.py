@@ -1,0 +1,146 @@
+"""Wait for an experiment and show how far it is: a live bar on a terminal, one line a trial elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+from nni_plugins.experiment.errors import ExperimentError, Interrupted
+from nni_plugins.experiment.launch import Running
+from nni_plugins.experiment.trials import ENDED, Trial
+
+FINISHED = ("DONE", "STOPPED", "VIEWED")
+SILENCE_SECONDS = 60.0
+
+
+class Display(Protocol):
+    """What is told of the trials so far, again and again."""
+
+    def __call__(self, trials: list[Trial]) -> None: ...
+
+
+def wait(running: Running, show: Display, interrupted: Callable[[], bool], poll_seconds: float = 1.0) -> list[Trial]:
+    """Return all trials once the experiment is done.
+
+    Parameters
+    ----------
+    running
+        What :func:`nni_plugins.experiment.launch.start` returned.
+    show
+        Called with the trials after every look.
+    interrupted
+        Whether the user wants it to end.
+    poll_seconds
+        Pause between two looks.
+
+    Raises
+    ------
+    Interrupted
+        When `interrupted` says so.
+    ExperimentError
+        When NNI reports an error of its own, or its manager is gone.
+    """
+    heard = time.monotonic()
+    while True:
+        if interrupted():
+            raise Interrupted
+        try:
+            status, errors = running.manager.status()
+            trials = running.manager.trials()
+            heard = time.monotonic()
+        except ExperimentError:
+            if not running.alive() or time.monotonic() - heard > SILENCE_SECONDS:
+                raise ExperimentError(
+                    f"the manager of experiment {running.id} is gone; see {running.folder / 'log' / 'nnimanager.log'}, "
+                    f"then `{running.resume_command}`"
+                ) from None
+            time.sleep(poll_seconds)
+            continue
+        show(trials)
+        if status == "ERROR":
+            reason = "; ".join(errors) or "NNI does not say why"
+            raise ExperimentError(
+                f"experiment {running.id} stopped with an error: {reason}; see {running.folder / 'log'}, "
+                f"then `{running.resume_command}`"
+            )
+        if status in FINISHED:
+            return trials
+        time.sleep(poll_seconds)
+
+
+class LiveDisplay:
+    """A bar that stays in place, with the counts and the best trial so far."""
+
+    def __init__(self, console: Console, wanted: int | None) -> None:
+        columns = (TextColumn("trials"), BarColumn(bar_width=30), TaskProgressColumn(), TimeElapsedColumn())
+        self._progress = Progress(*columns, TextColumn("{task.fields[text]}"), console=console, transient=False)
+        self._task = self._progress.add_task("", total=wanted, text="")
+        self._lines = LineDisplay(self._progress.console, wanted, only_failures=True)
+
+    def __enter__(self) -> LiveDisplay:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def __call__(self, trials: list[Trial]) -> None:
+        self._lines(trials)
+        done = sum(trial.status in ENDED for trial in trials)
+        self._progress.update(self._task, completed=done, text=summary(trials), refresh=True)
+
+
+class LineDisplay:
+    """One line for each trial that ended, for logs and pipes."""
+
+    def __init__(self, console: Console, wanted: int | None, only_failures: bool = False) -> None:
+        self._console = console
+        self._wanted = wanted
+        self._only_failures = only_failures
+        self._told: set[str] = set()
+
+    def __enter__(self) -> LineDisplay:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def __call__(self, trials: list[Trial]) -> None:
+        for trial in trials:
+            if trial.status in ENDED and trial.id not in self._told:
+                self._told.add(trial.id)
+                if trial.status == "FAILED" or not self._only_failures:
+                    total = f"/{self._wanted}" if self._wanted else ""
+                    text = f"trial {trial.sequence + 1}{total} {trial.id} {describe(trial)}"
+                    self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def describe(trial: Trial) -> str:
+    """One trial's end in a few words."""
+    if trial.status == "FAILED":
+        return f"failed: {trial.reason}"
+    if trial.default is None:
+        return trial.status.lower().replace("_", " ")
+    metrics = trial.metrics
+    parts = [f"default {trial.default:.4f}"]
+    if "accuracy" in metrics:
+        parts.append(f"accuracy {metrics['accuracy']:.4f}")
+    if "macs" in metrics:
+        parts.append(f"{metrics['macs']:,.0f} MACs")
+    return ", ".join(parts)
+
+
+def summary(trials: list[Trial]) -> str:
+    """The counts, and the best so far."""
+    counts: dict[str, int] = {}
+    for trial in trials:
+        counts[trial.status] = counts.get(trial.status, 0) + 1
+    words = [f"{count} {status.lower().replace('_', ' ')}" for status, count in sorted(counts.items())]
+    values = [trial.default for trial in trials if trial.default is not None]
+    if values:
+        words.append(f"best {max(values):.4f}")
+    return ", ".join(words)

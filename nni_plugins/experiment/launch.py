@@ -1,0 +1,221 @@
+"""From ``config.yml`` to a running NNI manager, and its orderly stop.
+
+This is what ``nnictl create --config config.yml`` does, with this process's interpreter for the trials, a clear line
+for what goes wrong, and a stop that leaves a state which ``nnictl resume`` accepts.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import shlex
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nni_plugins.experiment.errors import ExperimentError
+from nni_plugins.experiment.manager import Manager, experiment_on
+
+START_SECONDS = 90.0
+"""NNI gives its web server four seconds to start, which a busy machine does not keep."""
+
+
+@dataclass(frozen=True)
+class Running:
+    """An experiment whose manager this process started."""
+
+    id: str
+    port: int
+    folder: Path
+    manager: Manager
+    handle: Any
+    trials_wanted: int | None
+
+    @property
+    def resume_command(self) -> str:
+        """How to go on with it after a stop."""
+        return f"nnictl resume {self.id} --port {self.port}"
+
+    def alive(self) -> bool:
+        """Whether the manager's process is there."""
+        process = self.handle._proc
+        return process is not None and process.poll() is None
+
+    def stop(self) -> None:
+        """Stop this experiment, by its own manager's REST API, and wait until its process is gone."""
+        self.handle.stop()
+
+
+def find_config(path: Path) -> Path:
+    """The experiment's configuration: `path` itself, or the ``config.yml`` in it."""
+    candidates = [path] if path.is_file() else [path / "config.yml", path / "config.yaml"]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    raise ExperimentError(f"{path}: no experiment here; give a folder with a config.yml, or the file itself")
+
+
+def load_config(
+    path: Path,
+    experiments_folder: Path | None = None,
+    trials: int | None = None,
+    concurrency: int | None = None,
+) -> Any:
+    """NNI's ``ExperimentConfig`` from a file, with what the command line changes in it.
+
+    Parameters
+    ----------
+    path
+        ``config.yml`` as ``nnictl create`` takes it.
+    experiments_folder
+        In place of ``experimentWorkingDirectory``.
+    trials, concurrency
+        In place of ``maxTrialNumber`` and ``trialConcurrency``.
+
+    Raises
+    ------
+    ExperimentError
+        When NNI refuses it; with NNI's reason.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ExperimentError(f"{path}: cannot be read ({_one_line(error)})") from None
+    if not isinstance(content, dict):
+        raise ExperimentError(f"{path}: is not an experiment's configuration; it must be a mapping")
+    from nni.experiment.config import ExperimentConfig
+
+    try:
+        config = ExperimentConfig.load(path)
+        if experiments_folder is not None:
+            config.experiment_working_directory = str(experiments_folder.expanduser().resolve())
+        if trials is not None:
+            config.max_trial_number = trials
+        if concurrency is not None:
+            config.trial_concurrency = concurrency
+        config.trial_command = own_interpreter(config.trial_command)
+        config = config.canonical_copy()
+        config.validate()
+    except Exception as error:  # NNI raises whatever comes: AttributeError, AssertionError, TypeError, ValueError
+        raise ExperimentError(f"{path}: NNI refuses this configuration: {_one_line(error)}") from None
+    return config
+
+
+def own_interpreter(command: str | None) -> str | None:
+    """`command` with a leading ``python`` replaced by the interpreter of this process.
+
+    Trials then find this package however the shell's ``PATH`` is set, also when the experiment is resumed later.
+    """
+    if command is None:
+        return None
+    executable = f'"{sys.executable}"' if sys.platform == "win32" else shlex.quote(sys.executable)
+    return re.sub(r"^python3?(\.exe)?(?=\s)", lambda _: executable, command)
+
+
+def check_port(port: int) -> None:
+    """Raise a one-line error when `port` cannot be had."""
+    if not 0 < port < 65536:
+        raise ExperimentError(f"port {port} does not exist; choose one between 1024 and 65535 with --port")
+    with socket.socket() as probe:
+        if sys.platform != "win32":
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("0.0.0.0", port))
+        except PermissionError:
+            raise ExperimentError(f"port {port} is reserved; choose one above 1023 with --port") from None
+        except OSError:
+            other = experiment_on(port)
+            owner = f"NNI's experiment {other}" if other else "another program"
+            raise ExperimentError(f"port {port} is taken by {owner}; choose another one with --port") from None
+
+
+def start(config: Any, port: int) -> Running:
+    """Start NNI's manager for `config`; it outlives this process unless :meth:`Running.stop` is called.
+
+    Raises
+    ------
+    ExperimentError
+        When the port is taken, the folder cannot be written, or the manager does not start; with the reason.
+    """
+    check_port(port)
+    folder = Path(config.experiment_working_directory)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ExperimentError(f"{folder}: the experiments folder cannot be made ({error.strerror})") from None
+
+    import nni
+    from nni.experiment import Experiment, RunMode
+
+    nni.silence_stdout()
+    logging.getLogger("nni.experiment").propagate = False  # NNI's word stays in log/experiment.log
+    experiment = Experiment(config)
+    try:
+        with _patience():
+            experiment.start(port, run_mode=RunMode.Detach)
+    except Exception as error:
+        log = folder / experiment.id / "log"
+        raise ExperimentError(
+            f"NNI's manager did not start: {_one_line(error)}; see {log}/nnictl_stderr.log and `nni-plugins doctor`"
+        ) from None
+    return Running(experiment.id, port, folder / experiment.id, Manager(port), experiment, config.max_trial_number)
+
+
+@contextmanager
+def interruptible() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM in the list that this yields, so that nothing is cut off half-way through.
+
+    The second Ctrl-C acts at once.
+    """
+    received: list[int] = []
+    watched = [signal.SIGINT, signal.SIGTERM]
+    before = {number: signal.getsignal(number) for number in watched}
+
+    def note(number: int, _frame: Any) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    for number in watched:
+        signal.signal(number, note)
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _patience() -> Iterator[None]:
+    """Let NNI wait for its web server as long as a busy machine needs, rather than four seconds."""
+    from nni.experiment import launcher, rest
+
+    original = launcher._check_rest_server
+
+    def wait(port: int, retry: int = 3, url_prefix: str | None = None) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            try:
+                rest.get(port, "/check-status", url_prefix)
+                return
+            except Exception:
+                time.sleep(0.2)
+        original(port, retry=1, url_prefix=url_prefix)
+
+    launcher._check_rest_server = wait
+    try:
+        yield
+    finally:
+        launcher._check_rest_server = original
+
+
+def _one_line(error: object) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

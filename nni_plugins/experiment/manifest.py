@@ -1,0 +1,120 @@
+"""The experiments that NNI knows on this machine: ``~/nni-experiments/.experiment``.
+
+NNI keeps this list in the home folder even for experiments whose own folder is elsewhere.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nni_plugins.experiment.errors import ExperimentError
+from nni_plugins.experiment.folders import read_json
+from nni_plugins.experiment.manager import Manager
+from nni_plugins.experiment.trials import Trial, from_database, profile_from_database
+
+
+@dataclass(frozen=True)
+class Known:
+    """One experiment of NNI's list.
+
+    Attributes
+    ----------
+    id, name
+        NNI's id, and the ``experimentName`` of its configuration.
+    status
+        NNI's word, and ``STOPPED`` for one whose manager is gone whatever the list says.
+    port
+        The port of its web page while it runs, else ``None``.
+    folder
+        The experiment's own folder.
+    """
+
+    id: str
+    name: str
+    status: str
+    port: int | None
+    folder: Path
+    prefix: str | None = None
+
+    @property
+    def running(self) -> bool:
+        """Whether its manager is alive (also after ``DONE``: NNI keeps the web page until it is stopped)."""
+        return self.port is not None
+
+    def trials(self) -> list[Trial]:
+        """Its trials: asked of the manager while it runs, else from its database."""
+        return Manager(self.port, self.prefix).trials() if self.port is not None else from_database(self.folder)
+
+    def profile(self) -> dict[str, Any]:
+        """NNI's profile of it, from the same place."""
+        return (
+            Manager(self.port, self.prefix).profile() if self.port is not None else profile_from_database(self.folder)
+        )
+
+
+def manifest_path() -> Path:
+    """NNI's list of experiments."""
+    return Path(os.path.expanduser("~")) / "nni-experiments" / ".experiment"
+
+
+def known_experiments() -> list[Known]:
+    """Every experiment in NNI's list, the newest first."""
+    entries = read_json(manifest_path()) or {}
+    valid = [entry for entry in entries.values() if isinstance(entry, dict) and "id" in entry]
+    return [_known(entry) for entry in sorted(valid, key=lambda entry: entry.get("startTime") or 0, reverse=True)]
+
+
+def find_experiment(name: str | None, experiments_folder: Path | None = None) -> Known:
+    """The experiment with this id (or its folder's path, or the start of its id); without a name, the newest one.
+
+    Parameters
+    ----------
+    name
+        An id, the beginning of one, or an experiment's folder.
+    experiments_folder
+        Where to look besides NNI's list.
+
+    Raises
+    ------
+    ExperimentError
+        When there is none, or more than one.
+    """
+    known = known_experiments()
+    if name is None:
+        if not known:
+            raise ExperimentError(f"NNI knows no experiment on this machine ({manifest_path()})")
+        return known[0]
+    matches = [one for one in known if one.id == name] or [one for one in known if name and one.id.startswith(name)]
+    if len(matches) > 1:
+        raise ExperimentError(f"{name} is the beginning of {len(matches)} ids: {', '.join(one.id for one in matches)}")
+    if matches:
+        return matches[0]
+    for folder in (Path(name), *([experiments_folder / name] if experiments_folder else [])):
+        if (folder / "db" / "nni.sqlite").is_file():
+            resolved = folder.resolve()
+            listed = [one for one in known if one.folder.resolve() == resolved]
+            return listed[0] if listed else Known(resolved.name, resolved.name, "STOPPED", None, resolved)
+    raise ExperimentError(f"{name}: no such experiment; `nni-plugins status --all` lists those that NNI knows here")
+
+
+def _known(entry: dict[str, Any]) -> Known:
+    status, port, prefix = str(entry.get("status", "UNKNOWN")), entry.get("port"), entry.get("prefixUrl")
+    if status == "STOPPED" or not _alive(entry.get("pid")) or not isinstance(port, int):
+        status, port = "STOPPED", None
+    folder = Path(entry.get("logDir") or manifest_path().parent) / entry["id"]
+    return Known(entry["id"], str(entry.get("experimentName") or ""), status, port, folder, prefix)
+
+
+def _alive(pid: Any) -> bool:
+    if not isinstance(pid, int):
+        return False
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        return process.status() != psutil.STATUS_ZOMBIE and "node" in process.name().lower()
+    except psutil.Error:
+        return False

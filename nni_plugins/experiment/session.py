@@ -1,0 +1,104 @@
+"""``nni-plugins run``: start the experiment, follow it to its end, stop its manager, finish."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nni_plugins.experiment.errors import ExperimentError, Interrupted
+from nni_plugins.experiment.finish import finish
+from nni_plugins.experiment.follow import LineDisplay, LiveDisplay, wait
+from nni_plugins.experiment.launch import Running, find_config, interruptible, load_config, start
+from nni_plugins.experiment.manifest import Known
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from nni_plugins.report.findings import Findings
+
+
+def run_experiment(
+    source: Path,
+    port: int,
+    console: Console,
+    experiments_folder: Path | None = None,
+    output: Path | None = None,
+    trials: int | None = None,
+    concurrency: int | None = None,
+) -> tuple[Findings, Path]:
+    """Run an experiment from ``config.yml`` to its report.
+
+    Parameters
+    ----------
+    source
+        The experiment's folder, or its ``config.yml``.
+    port
+        Port of NNI's web page and REST API.
+    console
+        Where progress is shown.
+    experiments_folder, trials, concurrency
+        In place of what the file says.
+    output
+        The folder for the report and the best model; ``outputs/NAME-ID`` by default.
+
+    Returns
+    -------
+    The findings, and the folder that they were written to.
+
+    Raises
+    ------
+    ExperimentError, Interrupted
+        With one line each. Either way the manager that was started has been stopped, and the experiment can be resumed.
+    """
+    config_path = find_config(source)
+    config = load_config(config_path, experiments_folder, trials, concurrency)
+    check_direction(config, config_path)
+    with interruptible() as received:
+        running = start(config, port)
+        try:
+            announce(running, console)
+            display: Any = LiveDisplay if console.is_terminal else LineDisplay
+            with display(console, running.trials_wanted) as show:
+                wait(running, show, lambda: bool(received))
+        except Interrupted:
+            console.print(f"stopping experiment {running.id} …", highlight=False)
+            raise Interrupted(
+                f"experiment {running.id} is stopped; `{running.resume_command}` goes on with it, "
+                f"`nni-plugins report {running.id}` reports on what it has"
+            ) from None
+        finally:
+            stop(running)
+    known = Known(running.id, config.experiment_name or source.resolve().name, "STOPPED", None, running.folder)
+    return finish(known, output, console.print)
+
+
+def announce(running: Running, console: Console) -> None:
+    """Say where the experiment can be watched, and who else can."""
+    lines = (
+        f"experiment {running.id}: http://127.0.0.1:{running.port}, folder {running.folder}",
+        f"warning: NNI listens on every address, without a password; keep port {running.port} behind a firewall",
+    )
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def stop(running: Running) -> None:
+    """Stop the manager; what NNI stored by then stays valid, whatever happens here."""
+    try:
+        running.stop()
+    except Exception as error:
+        if running.alive():
+            raise ExperimentError(
+                f"experiment {running.id} could not be stopped ({error}); `nnictl stop {running.id}` tries again"
+            ) from None
+
+
+def check_direction(config: Any, path: Path) -> None:
+    """Refuse a tuner that would look for the worst model: a trial's ``default`` is to be made large."""
+    tuner = config.tuner
+    arguments = dict(getattr(tuner, "class_args", None) or {})
+    default = "minimize" if getattr(tuner, "name", None) in ("TPE", "Anneal") else "maximize"
+    if "nni_plugins.trial" in str(config.trial_command) and arguments.get("optimize_mode", default) == "minimize":
+        raise ExperimentError(
+            f"{path}: this tuner minimises what is to be maximised; set tuner.classArgs.optimize_mode: maximize"
+        )

@@ -1,0 +1,197 @@
+"""One trial as NNI tells of it: over REST while its manager runs, from NNI's database when it does not.
+
+The database is never opened while the manager runs: a reader's lock can make NNI's writer fail, which ends the
+experiment.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nni_plugins.experiment.errors import ExperimentError
+from nni_plugins.experiment.folders import METRICS, failure_reason, read_json
+
+ENDED = ("SUCCEEDED", "FAILED", "USER_CANCELED", "SYS_CANCELED", "EARLY_STOPPED")
+UNFINISHED = "UNFINISHED"
+STATUS_EVENTS = ("WAITING", "RUNNING", "UNKNOWN", *ENDED)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One trial of an experiment.
+
+    Attributes
+    ----------
+    id, sequence
+        NNI's name and number for it.
+    status
+        NNI's word: ``WAITING``, ``RUNNING``, ``SUCCEEDED``, ``FAILED``, ``EARLY_STOPPED``, ``USER_CANCELED`` …
+        ``UNFINISHED`` for a trial that was cut off when its experiment stopped: it runs again on resume.
+    parameters
+        The tuner's values, by dotted path of the recipe.
+    metrics
+        The final result (``default``, ``accuracy``, ``macs`` …), empty where there is none yet.
+    started, ended
+        Seconds since the epoch, or ``None``.
+    folder
+        The trial's output folder, where it is on this machine.
+    """
+
+    id: str
+    sequence: int
+    status: str
+    parameters: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    started: float | None = None
+    ended: float | None = None
+    folder: Path | None = None
+
+    @property
+    def default(self) -> float | None:
+        """What the tuner maximises, or ``None`` for a trial without a final result."""
+        value = self.metrics.get("default")
+        return None if value is None else float(value)
+
+    @property
+    def reason(self) -> str:
+        """Why the trial failed; empty for one that did not."""
+        return failure_reason(self.folder) if self.status == "FAILED" else ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The trial as plain data, for ``--json``."""
+        return {
+            "id": self.id,
+            "sequence": self.sequence,
+            "status": self.status,
+            "parameters": self.parameters,
+            "metrics": self.metrics,
+            "started": self.started,
+            "ended": self.ended,
+            "folder": None if self.folder is None else str(self.folder),
+            "reason": self.reason,
+        }
+
+
+def from_rest(answer: Iterable[dict[str, Any]]) -> list[Trial]:
+    """The trials in the answer of ``GET /trial-jobs``, by number."""
+    return _by_number(
+        Trial(
+            id=job["trialJobId"],
+            sequence=int(job.get("sequenceId", -1)),
+            status=job["status"],
+            parameters=_parameters((job.get("hyperParameters") or [None])[-1]),
+            metrics=_metrics((job.get("finalMetricData") or [{}])[-1].get("data")),
+            started=_seconds(job.get("startTime")),
+            ended=_seconds(job.get("endTime")),
+            folder=_folder(job.get("logPath")),
+        )
+        for job in answer
+    )
+
+
+def from_database(experiment: Path) -> list[Trial]:
+    """The trials of a stopped experiment, from ``db/nni.sqlite`` in its folder, by number.
+
+    Raises
+    ------
+    ExperimentError
+        When there is no database, or none of NNI's.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    with closing(_connect(experiment)) as database:
+        events = "select timestamp, trialJobId, event, data, logPath, sequenceId from TrialJobEvent"
+        for stamp, trial, event, data, folder, sequence in database.execute(f"{events} order by timestamp, rowid"):
+            if event not in STATUS_EVENTS or not trial:
+                continue
+            entry = found.setdefault(trial, {"parameters": {}, "sequence": -1, "started": None, "folder": None})
+            entry["status"] = event if event in ENDED else UNFINISHED
+            entry["ended"] = _seconds(stamp) if event in ENDED else None
+            entry["parameters"] = _parameters(data) or entry["parameters"]
+            entry["folder"] = _folder(folder) or entry["folder"]
+            if sequence is not None:
+                entry["sequence"] = int(sequence)
+            if event == "RUNNING":
+                entry["started"] = _seconds(stamp)
+        for trial, data in database.execute(
+            "select trialJobId, data from MetricData where type='FINAL' order by timestamp"
+        ):
+            if trial in found:
+                found[trial]["metrics"] = _metrics(data)
+    return _by_number(Trial(id=trial, **entry) for trial, entry in found.items())
+
+
+def profile_from_database(experiment: Path) -> dict[str, Any]:
+    """NNI's profile of a stopped experiment: ``params`` (its configuration), ``startTime``, ``execDuration`` …"""
+    with closing(_connect(experiment)) as database:
+        row = database.execute(
+            "select params, id, execDuration, startTime, endTime from ExperimentProfile order by revision desc limit 1"
+        ).fetchone()
+    if row is None:
+        raise ExperimentError(f"{experiment}: NNI stored no profile; the experiment never started")
+    names = ("params", "id", "execDuration", "startTime", "endTime")
+    return dict(zip(names, (json.loads(row[0]), *row[1:]), strict=True))
+
+
+def best(trials: Iterable[Trial]) -> Trial | None:
+    """The succeeded trial with the largest ``default`` whose metrics are still in its folder."""
+    found: Trial | None = None
+    for trial in trials:
+        if trial.status != "SUCCEEDED" or trial.default is None or not trial.folder:
+            continue
+        better = found is None or found.default is None or trial.default > found.default
+        if better and read_json(trial.folder / METRICS):
+            found = trial
+    return found
+
+
+def _connect(experiment: Path) -> sqlite3.Connection:
+    path = experiment / "db" / "nni.sqlite"
+    if not path.is_file():
+        raise ExperimentError(f"{experiment}: no experiment of NNI's is stored here (db/nni.sqlite is missing)")
+    try:
+        database = sqlite3.connect(f"file:{path.as_posix()}?mode=ro", uri=True, timeout=5)
+        database.execute("select 1 from TrialJobEvent limit 1")
+    except sqlite3.Error as error:
+        raise ExperimentError(f"{path}: NNI's database cannot be read ({error})") from None
+    return database
+
+
+def _by_number(trials: Iterable[Trial]) -> list[Trial]:
+    return sorted(trials, key=lambda trial: (trial.sequence, trial.id))
+
+
+def _parameters(text: str | None) -> dict[str, Any]:
+    try:
+        record = json.loads(text) if text else {}
+    except ValueError:
+        return {}
+    parameters = record.get("parameters") if isinstance(record, dict) else None
+    return parameters if isinstance(parameters, dict) else {}
+
+
+def _metrics(text: str | None) -> dict[str, Any]:
+    """NNI stores a metric as JSON in JSON: a number, or a dictionary with ``default``."""
+    try:
+        value = json.loads(text) if text else {}
+        value = json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {"default": float(value)}
+
+
+def _seconds(milliseconds: Any) -> float | None:
+    return None if not isinstance(milliseconds, (int, float)) else milliseconds / 1000
+
+
+def _folder(path: str | None) -> Path | None:
+    """NNI gives a local trial's folder as a path or as ``file://host:path``; a remote one is ``host:path``."""
+    if not path:
+        return None
+    folder = Path(path.split("://", 1)[1].split(":", 1)[1]) if path.startswith("file://") else Path(path)
+    return folder if folder.is_dir() else None

@@ -1,0 +1,32 @@
+"""Versions and machine, as a report names them."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+
+PACKAGES = ("nni-plugins", "nni", "torch", "numpy", "scikit-learn")
+
+
+def environment() -> dict[str, str]:
+    """Python, the packages that decide the result, the system and the processor."""
+    found = {"Python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    found["system"] = f"{platform.system()} {platform.release()} {platform.machine()}"
+    found["processor"] = f"{_processor()}, {os.cpu_count()} cores"
+    return found
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or "unknown"
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or "unknown"

@@ -1,0 +1,167 @@
+"""The figures of a report, as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class ModelFigures:
+    """One model in numbers.
+
+    Attributes
+    ----------
+    name
+        What it is called in the table.
+    macs, params
+        Multiply-accumulates of one input, and parameters.
+    latency_ms
+        Milliseconds of one input, or ``None`` where it was not measured.
+    validation, test
+        The task's metric on the two splits; `test` is ``None`` until it was read.
+    file_bytes
+        Size of its file, or ``None``.
+    """
+
+    name: str
+    macs: int
+    params: int
+    latency_ms: float | None = None
+    validation: float | None = None
+    test: float | None = None
+    file_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One trial as a point: where it landed, and what it tried.
+
+    Attributes
+    ----------
+    id, sequence
+        NNI's name and number of the trial.
+    status
+        NNI's word for its end.
+    metric
+        The task's metric on validation, or ``None`` where it has none.
+    macs, default
+        Its MACs, and what the tuner maximised.
+    parameters
+        The tuner's values, by dotted path of the recipe.
+    note
+        Why it failed, or why it does not count.
+    feasible
+        Whether it meets the bounds of the objective.
+    """
+
+    id: str
+    sequence: int
+    status: str
+    metric: float | None = None
+    macs: int | None = None
+    default: float | None = None
+    parameters: dict[str, Any] = field(default_factory=dict)
+    note: str = ""
+    feasible: bool = True
+
+
+@dataclass(frozen=True)
+class StockCheck:
+    """The winner taken through NNI's own ``ModelSpeedup`` with our replacers.
+
+    Attributes
+    ----------
+    same_shapes
+        Whether every parameter has the shape that ours has.
+    max_error
+        Largest difference between the two outputs, in shares of the output's size.
+    note
+        Why it could not be done; empty when it was.
+    """
+
+    same_shapes: bool
+    max_error: float
+    note: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Same shapes and the same outputs to 1e-5 of their size."""
+        return not self.note and self.same_shapes and self.max_error < 1e-5
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Everything that the table, the plot and the page show.
+
+    Attributes
+    ----------
+    title
+        The experiment's name.
+    metric, higher_is_better
+        Name of the task's metric, and its direction.
+    dense, compact
+        The two models to compare.
+    chosen
+        The trial that the compact model comes from.
+    candidates
+        All trials.
+    max_error, relative_error, tolerance
+        Compact against masked model: the largest difference of their outputs, the same in shares of the output's size,
+        and what was allowed.
+    stock
+        The same check against NNI's own speedup, where it was made.
+    bounds
+        The objective's bounds, by name.
+    seconds
+        How long the search took.
+    environment
+        Versions and machine, by name.
+    commands
+        How to get the same again.
+    recipe
+        The winner's recipe, as YAML.
+    experiment
+        NNI's id and folder.
+    """
+
+    title: str
+    metric: str
+    dense: ModelFigures
+    compact: ModelFigures
+    chosen: str
+    candidates: Sequence[Candidate]
+    max_error: float
+    relative_error: float
+    tolerance: float = 1e-5
+    higher_is_better: bool = True
+    stock: StockCheck | None = None
+    bounds: dict[str, Any] = field(default_factory=dict)
+    seconds: float | None = None
+    environment: dict[str, str] = field(default_factory=dict)
+    commands: Sequence[str] = ()
+    recipe: str = ""
+    experiment: dict[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        return asdict(self)
+
+
+def pareto_front(points: Iterable[tuple[float, float]], higher_is_better: bool = True) -> list[tuple[float, float]]:
+    """The (cost, metric) points that no other one beats in both, by rising cost.
+
+    Parameters
+    ----------
+    points
+        Cost (lower is better) and metric.
+    higher_is_better
+        The metric's direction.
+    """
+    sign = 1.0 if higher_is_better else -1.0
+    front: list[tuple[float, float]] = []
+    for cost, metric in sorted(set(points), key=lambda point: (point[0], -sign * point[1])):
+        if not front or sign * metric > sign * front[-1][1]:
+            front.append((cost, metric))
+    return front

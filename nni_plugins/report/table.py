@@ -1,0 +1,112 @@
+"""Dense against compact, as rows of text: for the terminal and for the page."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from nni_plugins.report.findings import Findings, ModelFigures
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+def comparison(findings: Findings) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: one row a quantity, one column a model, and what the compact one saves."""
+    dense, compact = findings.dense, findings.compact
+    rows: list[list[str]] = []
+    for label, name in ((f"test {findings.metric}", "test"), (f"validation {findings.metric}", "validation")):
+        before, after = getattr(dense, name), getattr(compact, name)
+        if before is not None or after is not None:
+            change = quality_change(before, after, findings.metric)
+            rows.append([label, quality(before, findings.metric), quality(after, findings.metric), change])
+    rows.append(["MACs", amount(dense.macs), amount(compact.macs), share(dense.macs, compact.macs)])
+    rows.append(["parameters", amount(dense.params), amount(compact.params), share(dense.params, compact.params)])
+    if dense.latency_ms and compact.latency_ms:
+        times = f"{dense.latency_ms:.2f} ms", f"{compact.latency_ms:.2f} ms"
+        rows.append(["latency", *times, share(dense.latency_ms, compact.latency_ms)])
+    if dense.file_bytes and compact.file_bytes:
+        sizes = size(dense.file_bytes), size(compact.file_bytes)
+        rows.append(["file", *sizes, share(dense.file_bytes, compact.file_bytes)])
+    return ["", dense.name, compact.name, "change"], rows
+
+
+def rich_table(findings: Findings) -> Table:
+    """The comparison for a terminal."""
+    from rich.table import Table
+
+    header, rows = comparison(findings)
+    table = Table(title=f"{findings.title}: dense and compact model", title_justify="left")
+    for index, name in enumerate(header):
+        table.add_column(name, justify="left" if index == 0 else "right", style="bold" if index == 2 else None)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def markdown_table(header: list[str], rows: list[list[str]]) -> str:
+    """A GitHub-flavoured table; the first column to the left, the others to the right."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |" for line in lines
+    )
+
+
+def proof_lines(findings: Findings) -> list[str]:
+    """What was checked, in whole sentences."""
+    verdict = "equals" if findings.relative_error <= findings.tolerance else "DIFFERS FROM"
+    lines = [
+        f"The compact model {verdict} the masked model: largest difference {findings.relative_error:.1e} of the "
+        f"output's size ({findings.max_error:.1e} absolute; allowed {findings.tolerance:.0e})."
+    ]
+    stock = findings.stock
+    if stock is not None and stock.note:
+        lines.append(f"NNI's own ModelSpeedup with our replacers was not compared: {stock.note}.")
+    elif stock is not None:
+        shapes = "the same shapes" if stock.same_shapes else "OTHER SHAPES"
+        lines.append(
+            f"NNI's own ModelSpeedup with our replacers makes a model of {shapes}, and its outputs differ by at most "
+            f"{stock.max_error:.1e} of their size."
+        )
+    return lines
+
+
+def quality(value: float | None, metric: str) -> str:
+    """A metric as people write it: accuracy in per cent, others with four digits."""
+    if value is None:
+        return "–"
+    return f"{100 * value:.2f}%" if metric == "accuracy" else f"{value:.4g}"
+
+
+def quality_change(before: float | None, after: float | None, metric: str) -> str:
+    """The difference, in points for accuracy."""
+    if before is None or after is None:
+        return ""
+    return f"{100 * (after - before):+.2f} points" if metric == "accuracy" else f"{after - before:+.4g}"
+
+
+def amount(value: float) -> str:
+    """A count with a unit: 41.3 M."""
+    for factor, unit in UNITS:
+        if abs(value) >= factor:
+            return f"{value / factor:.4g} {unit}"
+    return f"{value:g}"
+
+
+def size(count: int) -> str:
+    """Bytes with a unit."""
+    return f"{count / 1024:.1f} KiB" if count < 1024**2 else f"{count / 1024**2:.2f} MiB"
+
+
+def share(before: float, after: float) -> str:
+    """What is left, and how many times less that is."""
+    if not before or not after:
+        return ""
+    return f"{100 * after / before:.0f}% left ({before / after:.2f}x less)"
+
+
+def model_row(figures: ModelFigures, metric: str) -> list[str]:
+    """One model in one row."""
+    latency = "–" if figures.latency_ms is None else f"{figures.latency_ms:.2f} ms"
+    return [figures.name, quality(figures.test, metric), amount(figures.macs), amount(figures.params), latency]

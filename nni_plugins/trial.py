@@ -1,0 +1,66 @@
+"""The process that NNI starts for one trial: the recipe with the tuner's values in it, made into a compact model.
+
+    python -m nni_plugins.trial recipe.yml
+
+The names in a search space are fields of the recipe by dotted path (``prune.sparsity``, ``finetune.learning_rate``), so
+that a trial is ``recipe.with_values(nni.get_next_parameter())``. What it makes stays in its output folder, see
+:mod:`nni_plugins.experiment.folders`. Outside NNI the recipe runs as it stands, into ``outputs/trial``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from nni_plugins.experiment.folders import FAILURE, dense_folder, trial_output, write_failure
+from nni_plugins.experiment.guard import die_with_manager, only_writer
+
+logger = logging.getLogger(__name__)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one trial; 0 when it reported its final result, 1 when it could not, with the reason in its folder."""
+    parser = argparse.ArgumentParser(prog="python -m nni_plugins.trial", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("recipe", type=Path, help="recipe.yml, relative to the experiment's trialCodeDirectory")
+    options = parser.parse_args(arguments)
+    die_with_manager()
+    output = trial_output()
+    parameters: dict[str, Any] = {}
+    try:
+        with only_writer(output):
+            (output / FAILURE).unlink(missing_ok=True)
+            import nni
+
+            parameters = nni.get_next_parameter() or {}
+            logger.info("parameters: %s", parameters)
+            nni.report_final_result(run(options.recipe, parameters, output, nni.report_intermediate_result))
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        expected = type(error).__name__ in EXPECTED
+        logger.error("this trial cannot work: %s", reason, exc_info=not expected)
+        write_failure(output, reason if expected else f"{type(error).__name__}: {reason}", error, parameters)
+        print(reason, file=sys.stderr)
+        return 1
+    return 0
+
+
+EXPECTED = {"CompressionError", "RecipeError", "TimeoutError"}
+"""The errors whose text says all; any other one leaves its traceback in the trial's log too."""
+
+
+def run(recipe_path: Path, parameters: dict[str, Any], output: Path, on_epoch: Any) -> dict[str, Any]:
+    """Compress by the recipe with `parameters` in it; returns the metrics, ``default`` first."""
+    from nni_plugins.training import load_recipe
+    from nni_plugins.training.pipeline import compress, prepare_dense
+
+    recipe = load_recipe(recipe_path).with_values(parameters)
+    dense = prepare_dense(recipe, dense_folder(output), logger.info)
+    return compress(recipe, output, dense, on_epoch)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
