@@ -21,7 +21,7 @@ from nni_plugins.channels.plan import mask_of
 from nni_plugins.pruners.chain import SCOPES
 from nni_plugins.pruners.errors import PruningError
 from nni_plugins.pruners.schedule import Schedule, as_schedule
-from nni_plugins.pruners.scope import canonical_names, make_pools, neighbourhoods, resolve
+from nni_plugins.pruners.scope import make_pools, neighbourhoods, resolve
 from nni_plugins.pruners.select import TARGETS, select
 from nni_plugins.pruners.wrapping import attach_targets
 
@@ -122,11 +122,10 @@ class GroupPruner(Pruner):
         self.graph = ChannelGraph.watch(model, _dummy_input(dummy_input, evaluator))
         self.resolved = resolve(model, asked, self.graph, exact_only=exact_only)
         self._classes = neighbourhoods(model, self.graph)
-        self._canonical = canonical_names(model)
         names = {
             m.name: None for c in self.resolved.claims for m in c.group.members if not self.graph.is_buffer[m.name]
         }
-        wrappers, self._targets = attach_targets(model, self.graph, names, existed_wrappers or {}, self._canonical)
+        wrappers, self._targets = attach_targets(model, self.graph, names, existed_wrappers or {})
         # NNI would look the selected modules up by class name; their targets are made already
         super().__init__(model, [], evaluator, wrappers)
         self.config_list = asked
@@ -213,10 +212,13 @@ class GroupPruner(Pruner):
         return super().compress(max_steps, max_epochs)
 
     def _single_compress(self, max_steps: int | None, max_epochs: int | None) -> None:
-        if self.finished:
-            _logger.info("%s has finished; compress() does nothing more", type(self).__name__)
-            return
+        self._fusion_compress(max_steps, max_epochs)
+
+    def _fusion_compress(self, max_steps: int | None, max_epochs: int | None) -> None:
         if max_steps is None and max_epochs is None:
+            if self.finished:
+                _logger.info("%s has finished; compress() does nothing more", type(self).__name__)
+                return
             if not self._trains():
                 self.prune()
                 self.finished = True
@@ -224,13 +226,8 @@ class GroupPruner(Pruner):
             max_steps = self._total_steps()
         if self.evaluator is None:
             raise PruningError(
-                f"{type(self).__name__} needs an evaluator to train {max_steps or max_epochs} steps or epochs"
+                f"{type(self).__name__} needs an evaluator to train for {max_steps or max_epochs} steps or epochs"
             )
-        self._fusion_compress(max_steps, max_epochs)
-
-    def _fusion_compress(self, max_steps: int | None, max_epochs: int | None) -> None:
-        if max_steps is None and max_epochs is None:
-            max_steps = max(c._total_steps() for c in self.fused_compressors if isinstance(c, GroupPruner))
         super()._fusion_compress(max_steps, max_epochs)
 
     def _fuse_preprocess(self, evaluator: Evaluator) -> None:

@@ -30,7 +30,10 @@ class Moments:
 
     def add(self, first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> None:
         """Count one minibatch; one whose gradients are not finite (a skipped AMP step) is left out."""
-        if not first or not torch.isfinite(sum(a.sum(dtype=torch.float64).cpu() for a in first.values())):
+        if (
+            not first
+            or not torch.isfinite(torch.stack([a.sum(dtype=torch.float64).cpu() for a in first.values()])).all()
+        ):
             return
         self.count += 1
         for name, a in first.items():
@@ -89,7 +92,7 @@ class WeightGradients:
         if self.directions is not None:
             evaluator.patch_loss(self._differentiate_twice)
         else:
-            evaluator.register_hooks([TensorHook(p, name, self._hook(name)) for name, p in self.parameters.items()])  # type: ignore[arg-type]
+            evaluator.register_hooks([TensorHook(p, name, self._hook(name)) for name, p in self.parameters.items()])
 
     def _hook(self, name: str) -> Callable[[list], Callable[[Tensor], None]]:
         def collect(gradient: Tensor) -> None:

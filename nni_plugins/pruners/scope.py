@@ -13,7 +13,7 @@ pruned is a *group*:
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ from nni_plugins.pruners.errors import PruningError
 from nni_plugins.pruners.select import Pool
 
 if TYPE_CHECKING:
-    from nni_plugins.channels import ChannelGraph, ChannelGroup
+    from nni_plugins.channels import ChannelGraph, ChannelGroup, Member
 
 SETTING_KEYS = (
     "sparse_ratio",
@@ -133,11 +133,18 @@ def resolve(
     protected = excluded - set(owner)
 
     claims, reasons = [], [dict[str, str]() for _ in settings]
+
+    def holders(member: Member) -> list[str]:
+        """The modules that hold a parameter: several, where it is tied."""
+        names = [member.name, *graph.aliases.get(member.name, ())]
+        return list(dict.fromkeys(canonical[name.rpartition(".")[0]] for name in names))
+
     for group in graph.groups:
-        found = _claim(group, owner, settings)
+        found = _claim(group, owner, settings, holders)
         if found is None:
             continue
-        guards = sorted({m.module for m in group.members if m.role in ("out", "scale")} & protected)
+        touched = {holder for m in group.members if m.role in ("out", "scale") for holder in holders(m)}
+        guards = sorted(touched & protected)
         if guards:
             reasons[found.entry][group.name] = f"{guards[0]} is excluded, and goes with it"
         elif not group.prunable or (exact_only and not group.exact):
@@ -152,12 +159,17 @@ def resolve(
     return Resolved(tuple(claims), tuple(settings), selected)
 
 
-def _claim(group: ChannelGroup, owner: Mapping[str, int], settings: Sequence[Mapping[str, Any]]) -> Claim | None:
+def _claim(
+    group: ChannelGroup,
+    owner: Mapping[str, int],
+    settings: Sequence[Mapping[str, Any]],
+    holders: Callable[[Member], list[str]],
+) -> Claim | None:
     for role in ("out", "scale", "in"):
         for member in group.members:
-            if member.role != role or member.module not in owner:
+            entry = next((owner[name] for name in holders(member) if name in owner), None)
+            if member.role != role or entry is None:
                 continue
-            entry = owner[member.module]
             by_consumer = settings[entry].get("granularity") == "in_channel"
             if by_consumer == (role == "in"):
                 return Claim(group, entry, member.module, member.parameter)

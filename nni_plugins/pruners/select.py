@@ -7,7 +7,8 @@ repair gives back units, the most important first, while the budget still holds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import gcd
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from nni_plugins.channels import ChannelGraph, ChannelGroup
 
 Kept = Mapping[str, int]
+_PAIRS = 2000  # of groups, whose exchange is tried where single steps are too coarse
 _ROUNDS = 12  # of the pools in turn, when the cost of one depends on the others
 
 
@@ -164,26 +166,31 @@ class _PoolSearch:
         return [int(losers[i]) for i in np.argsort(latest)[::-1]]
 
     def _step_differently(self, position: int, others: Kept) -> None:
-        """When one event jumps too far under the budget: replace it by one of another group, or leave it out.
+        """When one event jumps too far under the budget: look for a state nearby that lands nearer.
 
         Under the budget is preferred; over it, within the tolerance, is accepted where nothing else is near.
         """
-        before = self.chain.state(position - 1)
-        trials = [self.state, before]
-        for group in range(len(before)):
-            if before[group] < len(self.chain.positions[group]):
-                trials.append(before.copy())
-                trials[-1][group] += 1
-            if self.state[group]:
-                trials.append(self.state.copy())
-                trials[-1][group] -= 1
         near = self.tolerance * self.base
 
         def distance(trial: np.ndarray) -> tuple[int, float]:
             gap = self._gap(trial, others)
             return (0 if 0 <= gap <= near else 1 if -near <= gap < 0 else 2 if gap > 0 else 3), abs(gap)
 
-        self.state = min(trials, key=distance)
+        starts = [self.state, self.chain.state(position - 1)]
+        self.state = min(itertools.chain(starts, *(self._neighbours(start) for start in starts)), key=distance)
+
+    def _neighbours(self, state: np.ndarray) -> Iterator[np.ndarray]:
+        """States with one event more or less in a group, and in few groups also one more here and one less there."""
+        more = [g for g, events in enumerate(self.chain.positions) if state[g] < len(events)]
+        less = [int(g) for g in np.flatnonzero(state)]
+        steps = [((g, 1),) for g in more] + [((g, -1),) for g in less]
+        if len(more) * len(less) <= _PAIRS:
+            steps += [((g, 1), (h, -1)) for g in more for h in less if g != h]
+        for step in steps:
+            trial = state.copy()
+            for group, change in step:
+                trial[group] += change
+            yield trial
 
     def check(self, others: Kept) -> None:
         """Raise a BudgetError where the final state misses the budget."""
@@ -199,8 +206,8 @@ class _PoolSearch:
             fewer[self._latest(self.state)[0]] -= 1
             above = 1.0 - self.cost(fewer, others) / self.base
             raise BudgetError(
-                f"{asked} cannot be met within {self.tolerance:.0%}: the nearest are {above:.4g} and {removed:.4g}, the "
-                "steps being that large; ask for one of these, lower round_to, or give a larger tolerance",
+                f"{asked} cannot be met within {self.tolerance:.0%}: the nearest are {above:.4g} and {removed:.4g}; "
+                "ask for one of these, lower round_to, or give a larger tolerance",
                 self.sparsity,
                 removed,
             )

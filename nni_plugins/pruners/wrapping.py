@@ -14,6 +14,8 @@ from nni.compression.base.target_space import PruningTargetSpace, TargetType
 from nni.compression.base.wrapper import ModuleWrapper
 from torch import nn
 
+from nni_plugins.pruners.scope import canonical_names
+
 if TYPE_CHECKING:
     from nni_plugins.channels import ChannelGraph
 
@@ -67,7 +69,6 @@ def attach_targets(
     graph: ChannelGraph,
     names: Iterable[str],
     wrappers: Mapping[str, ModuleWrapper],
-    canonical: Mapping[str, str],
 ) -> tuple[dict[str, ModuleWrapper], Targets]:
     """Give each parameter a target space in the wrapper of its module.
 
@@ -81,8 +82,6 @@ def attach_targets(
         Parameters' full names.
     wrappers : mapping of str to ModuleWrapper
         Those of earlier compressors, by module name; they and their target spaces are adopted.
-    canonical : mapping of str to str
-        The first name of each module, by every name.
 
     Returns
     -------
@@ -92,6 +91,7 @@ def attach_targets(
         By the parameter's full name; tied ones under every name.
     """
     modules = dict(model.named_modules())
+    canonical = canonical_names(model)
     result = dict(wrappers)
     targets: Targets = {}
     for name in names:
