@@ -6,6 +6,7 @@ A method is a subclass with a ``_scores`` (how important is a unit). Selection u
 
 from __future__ import annotations
 
+import inspect
 import logging
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
@@ -131,6 +132,16 @@ class GroupPruner(Pruner):
         self.config_list = asked
         self._expose_settings()
         self.plan = Plan(self.graph, {name: ~gone for name, gone in self._dead_units().items()})
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Show in each method's signature the keyword arguments that it passes on to this class."""
+        super().__init_subclass__(**kwargs)
+        own = inspect.signature(cls.__init__).parameters
+        if any(item.kind is inspect.Parameter.VAR_KEYWORD for item in own.values()):
+            shared = inspect.signature(GroupPruner.__init__).parameters
+            named = [item for name, item in own.items() if name not in ("self", "kwargs")]
+            rest = [v for k, v in shared.items() if v.kind is inspect.Parameter.KEYWORD_ONLY and k not in own]
+            cls.__signature__ = inspect.Signature([*named, *rest])  # type: ignore[attr-defined]
 
     @classmethod
     def from_compressor(cls, compressor: Any, new_config_list: list[dict], *args: Any, **kwargs: Any) -> Any:
