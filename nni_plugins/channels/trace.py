@@ -71,6 +71,15 @@ class Operator:
 
 
 @dataclass(frozen=True)
+class ModuleCall:
+    """One call of a module that has no children: its name, and the tensors that went in and came out."""
+
+    module: str
+    inputs: list[Info]
+    outputs: list[Info]
+
+
+@dataclass(frozen=True)
 class Term:
     """Multiply-accumulates of one operator: ``coefficient`` times the number of kept labels of each factor."""
 
@@ -189,6 +198,8 @@ class Trace:
         Label arrays of parameters' contracted dimensions: their units are consumers.
     unknown
         Operators that have no rule, and where they were called.
+    calls
+        Calls of modules without children, in order.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -199,6 +210,7 @@ class Trace:
         self.terms: list[Term] = []
         self.consumed: list[MaybeLabels] = []
         self.unknown: dict[tuple[str, str], Cause] = {}
+        self.calls: list[ModuleCall] = []
         self.outputs: list[Info] = []
         self._infos: dict[int, Info] = {}
         self._alive: list[torch.Tensor] = []
@@ -221,7 +233,9 @@ class Trace:
     @classmethod
     def _record(cls, model: nn.Module, dummy_input: Any, *, fake: bool) -> Trace:
         trace = cls(model)
-        out = run_recorded(model, dummy_input, trace._on_operator, on_input=trace._on_input, fake=fake)
+        out = run_recorded(
+            model, dummy_input, trace._on_operator, on_input=trace._on_input, on_module=trace._on_module, fake=fake
+        )
         cause = Cause("", "", "the model's output")
         for tensor in output_tensors(out):
             info = trace.info(tensor)
@@ -254,6 +268,10 @@ class Trace:
 
     def _on_input(self, tensor: torch.Tensor) -> None:
         self._remember(tensor, Info(tuple(tensor.shape), [None] * tensor.dim(), dynamic=True))
+
+    def _on_module(self, name: str, args: Any, output: Any) -> None:
+        inputs = [self.info(tensor) for tensor in _tensors(args)]
+        self.calls.append(ModuleCall(name, inputs, [self.info(tensor) for tensor in _tensors(output)]))
 
     def _on_operator(self, func: Any, args: tuple, kwargs: dict, out: Any, module: str) -> None:
         from nni_plugins.channels.rules import rule_for

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_map_only
 from nni_plugins.channels.preserve import preserved
 
 OnOperator = Callable[[Any, tuple, dict, Any, str], None]
+OnModule = Callable[[str, Any, Any], None]
 
 
 def as_arguments(dummy_input: Any) -> tuple[tuple, dict]:
@@ -47,9 +48,10 @@ class _Recorder(TorchDispatchMode):
 
 
 @contextmanager
-def _module_stack(model: nn.Module) -> Iterator[list[str]]:
+def _module_stack(model: nn.Module, on_module: OnModule | None) -> Iterator[list[str]]:
     """Keep the name of the module whose forward is running, by global hooks: no module is touched."""
     names = {module: name for name, module in model.named_modules()}
+    leaves = {module: name for module, name in names.items() if not module._modules} if on_module is not None else {}
     stack = [""]
 
     def enter(module: nn.Module, args: Any) -> None:
@@ -57,6 +59,8 @@ def _module_stack(model: nn.Module) -> Iterator[list[str]]:
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
         stack.pop()
+        if on_module is not None and module in leaves:
+            on_module(leaves[module], args, output)
 
     before = nn.modules.module.register_module_forward_pre_hook(enter)
     after = nn.modules.module.register_module_forward_hook(leave, always_call=True)
@@ -84,6 +88,7 @@ def run_recorded(
     on_operator: OnOperator,
     *,
     on_input: Callable[[torch.Tensor], None] | None = None,
+    on_module: OnModule | None = None,
     fake: bool = True,
 ) -> Any:
     """Run ``model`` once in eval mode without gradients, calling ``on_operator`` after each ATen operator.
@@ -100,6 +105,8 @@ def run_recorded(
         Called with ``(func, args, kwargs, output, module_name)``.
     on_input
         Called with each input tensor as the run sees it.
+    on_module
+        Called after each call of a module without children, with its name, arguments and output.
     fake
         Run on fake tensors.
 
@@ -109,7 +116,7 @@ def run_recorded(
         What the model returned.
     """
     args, kwargs = as_arguments(dummy_input)
-    with preserved(model, buffers=not fake), torch.no_grad(), _unfused_attention(), _module_stack(model) as stack:
+    with preserved(model, buffers=not fake), torch.no_grad(), _unfused_attention(), _module_stack(model, on_module) as stack:
         model.eval()
         if not fake:
             if on_input is not None:

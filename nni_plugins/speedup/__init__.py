@@ -1,1 +1,41 @@
+"""Take what is masked out of a model, prove that nothing changed, save it and load it again."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nni_plugins.speedup.model_speedup import ModelSpeedup
+    from nni_plugins.speedup.replacers import MASK_UPDATERS, REPLACERS
+    from nni_plugins.speedup.report import SpeedupReport
+    from nni_plugins.speedup.storage import CompactFileError, load_compact, save_compact
+
+__all__ = [
+    "MASK_UPDATERS",
+    "REPLACERS",
+    "CompactFileError",
+    "ModelSpeedup",
+    "SpeedupReport",
+    "load_compact",
+    "save_compact",
+]
+
+_HOMES = {
+    "ModelSpeedup": "model_speedup",
+    "SpeedupReport": "report",
+    "CompactFileError": "storage",
+    "load_compact": "storage",
+    "save_compact": "storage",
+    "MASK_UPDATERS": "replacers",
+    "REPLACERS": "replacers",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: loading a compact model must not need NNI."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return list(value) if name in ("REPLACERS", "MASK_UPDATERS") else value  # NNI appends to the list it is given

@@ -1,0 +1,97 @@
+"""Take units out of a model, in place: parameters, buffers, gradients and the attributes that count them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from torch import nn
+
+from nni_plugins.channels.plan import Plan
+
+
+class Compaction:
+    """One removal from one model, which can be taken back.
+
+    Parameters keep their identity, dtype, device, memory format, ``requires_grad`` and hooks, and modules their mode: only
+    their data gets smaller, so optimizers and other owners still hold the right objects.
+
+    Parameters
+    ----------
+    model
+        The model to compact.
+    plan
+        What is kept.
+    skip
+        Names of modules that somebody else has made smaller already.
+    """
+
+    def __init__(self, model: nn.Module, plan: Plan, skip: Collection[str] = ()) -> None:
+        self.model = model
+        self._skip = frozenset(skip)
+        self.plan = plan
+        self.sizes: dict[str, dict[str, Any]] = {}
+        self._tensors: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]] = []
+        self._attributes: list[tuple[nn.Module, str, Any]] = []
+        self._modules = dict(model.named_modules())
+
+    def apply(self) -> None:
+        """Remove."""
+        tensors = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
+        for name, dims in self.plan.slices().items():
+            if name.rpartition(".")[0] in self._skip:
+                continue
+            tensor = tensors[name]
+            index = {dim: torch.as_tensor(kept, device=tensor.device) for dim, kept in dims.items()}
+            self._tensors.append((tensor, tensor.data, tensor.grad))
+            gradient, tensor.grad = tensor.grad, None
+            tensor.data = sliced(tensor.data, index)
+            if gradient is not None:
+                tensor.grad = sliced(gradient, index)
+        for (module, attribute), new in self.plan.sizes().items():
+            owner = self._modules.get(module)
+            if owner is None or module in self._skip or not hasattr(owner, attribute):
+                continue
+            old = len(self.plan.graph.trace.sizes[module, attribute])
+            value = getattr(owner, attribute)
+            if value == old and not isinstance(value, bool):
+                self.set(module, attribute, new)
+            elif isinstance(value, (tuple, list)) and list(value) == [old]:
+                self.set(module, attribute, type(value)([new]))
+
+    def set(self, module: str, attribute: str, value: Any) -> None:
+        """Set an attribute of a module, remembering the old value."""
+        owner = self._modules[module]
+        self._attributes.append((owner, attribute, getattr(owner, attribute)))
+        setattr(owner, attribute, value)
+        self.sizes.setdefault(module, {})[attribute] = value
+
+    def unset(self, module: str, attribute: str) -> None:
+        """Take back the last :meth:`set`."""
+        owner, name, value = self._attributes.pop()
+        assert owner is self._modules[module] and name == attribute
+        setattr(owner, attribute, value)
+        del self.sizes[module][attribute]
+
+    def undo(self) -> None:
+        """Put everything back."""
+        for owner, attribute, value in reversed(self._attributes):
+            setattr(owner, attribute, value)
+        for tensor, data, gradient in self._tensors:
+            tensor.grad = None
+            tensor.data = data
+            tensor.grad = gradient
+        self._attributes.clear()
+        self._tensors.clear()
+        self.sizes.clear()
+
+
+def sliced(tensor: torch.Tensor, index: dict[int, torch.Tensor]) -> torch.Tensor:
+    """Return ``tensor`` with only the given indices along the given dimensions, in the same memory format."""
+    out = tensor
+    for dim, kept in sorted(index.items(), key=lambda item: len(item[1]) / tensor.shape[item[0]]):
+        out = out.index_select(dim, kept)
+    if tensor.dim() == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last):
+        return out.contiguous(memory_format=torch.channels_last)
+    return out.contiguous()

@@ -1,0 +1,128 @@
+"""Fold the constants that masked channels leave behind (a conv bias, a batch norm's shift) into the consumer's bias.
+
+A masked channel whose norm is not masked is not zero but constant. Dropping it, as NNI's own speedup does, changes the
+output. Folding is exact where the constant is the same at every position that the consumer sees: zero padding around a
+convolution breaks that at the border, and the report says so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from nni_plugins.channels.plan import Plan
+from nni_plugins.channels.trace import output_tensors
+from nni_plugins.channels.watch import run_recorded
+from nni_plugins.speedup.infer import Fold
+
+
+@dataclass(frozen=True)
+class FoldedBias:
+    """What to add to the bias of ``module``; ``exact`` is False where a border makes it an approximation."""
+
+    module: str
+    delta: torch.Tensor
+    exact: bool
+    why: str
+
+
+def measure(model: nn.Module, dummy_input: Any, plan: Plan, folds: list[Fold]) -> list[FoldedBias]:
+    """Read the constants off one run of the masked model, and return what each consumer's bias must gain.
+
+    Parameters
+    ----------
+    model
+        The masked model, with the masks in its weights, not yet compacted.
+    dummy_input
+        The input that it was watched with.
+    plan
+        What is kept.
+    folds
+        From :class:`~nni_plugins.speedup.infer.MaskInference`.
+    """
+    if not folds:
+        return []
+    wanted: dict[int, list[Fold]] = {}
+    for fold in folds:
+        wanted.setdefault(fold.index, []).append(fold)
+    position, out = 0, []
+
+    def look(func: Any, args: tuple, kwargs: dict, result: Any, module: str) -> None:
+        nonlocal position
+        if not output_tensors(result):
+            return
+        for fold in wanted.get(position, []):
+            tensors = output_tensors((args, kwargs))
+            value = tensors[fold.operator.inputs.index(fold.contraction.left)]
+            out.append(_fold(model, plan, fold, value))
+        position += 1
+
+    run_recorded(model, dummy_input, look, fake=False)
+    return out
+
+
+def _fold(model: nn.Module, plan: Plan, fold: Fold, value: torch.Tensor) -> FoldedBias:
+    c = fold.contraction
+    rows = value.movedim(c.left_dim, 0).reshape(value.shape[c.left_dim], -1)[torch.as_tensor(fold.units)].double()
+    spread = (rows.max(dim=1).values - rows.min(dim=1).values).max().item()
+    size = rows.abs().max().item()
+    constants = rows.median(dim=1).values
+    weight: torch.Tensor = dict(model.named_modules())[fold.operator.module].weight.detach().double()  # type: ignore[assignment]
+    table = weight.sum(dim=tuple(range(2, weight.dim()))) if weight.dim() > 2 else weight
+    delta = _times(table, fold.units, constants.to(table), value.shape[c.left_dim], c.groups)
+    why = ""
+    if spread > 1e-5 * max(size, 1e-12):
+        why = "the constant differs between positions"
+    elif c.padded:
+        why = "zero padding makes the border differ"
+    labels = fold.operator.outputs[0].labels[c.out_dim]
+    kept = torch.arange(len(delta)) if labels is None else torch.as_tensor(np.flatnonzero(plan.keeps(labels)))
+    return FoldedBias(fold.operator.module, delta[kept.to(delta.device)], not why, why)
+
+
+def _times(table: torch.Tensor, units: Any, constants: torch.Tensor, inputs: int, groups: int) -> torch.Tensor:
+    """``table [out, in per group]`` times the constants of the removed inputs, zero elsewhere."""
+    full = torch.zeros(inputs, dtype=table.dtype, device=table.device)
+    full[torch.as_tensor(units, device=table.device)] = constants
+    per_group = full.reshape(groups, -1).repeat_interleave(table.shape[0] // groups, dim=0)
+    return (table * per_group).sum(dim=1)
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What :func:`apply` did, so that it can be taken back."""
+
+    added: list[str]
+    before: list[tuple[nn.Parameter, torch.Tensor]]
+
+
+def apply(model: nn.Module, folded: list[FoldedBias]) -> Applied:
+    """Add to the biases of the compacted model, making those that are missing."""
+    modules = dict(model.named_modules())
+    done = Applied([], [])
+    with torch.no_grad():
+        for item in folded:
+            module = modules[item.module]
+            weight, bias = module.weight, module.bias
+            delta = item.delta.to(weight)  # type: ignore[arg-type]
+            if isinstance(bias, nn.Parameter):
+                done.before.append((bias, bias.detach().clone()))
+                bias.add_(delta)
+            else:
+                module.bias = nn.Parameter(delta.clone(), requires_grad=weight.requires_grad)  # type: ignore[arg-type]
+                done.added.append(f"{item.module}.bias" if item.module else "bias")
+    return done
+
+
+def remove(model: nn.Module, done: Applied) -> None:
+    """Take back what :func:`apply` did."""
+    with torch.no_grad():
+        for bias, value in reversed(done.before):
+            bias.data.copy_(value)
+    for name in done.added:
+        module, _, attribute = name.rpartition(".")
+        setattr(model.get_submodule(module), attribute, None)

@@ -1,0 +1,337 @@
+"""From masks to a plan: which units carry nothing, read from the channel graph and the masks alone.
+
+A unit can go when, wherever it is summed over, its activation does not depend on the input (all that produces it is
+masked), or nobody reads it (the consumer's column is masked). What it leaves behind, if it is a constant other than zero,
+is folded into the consumer's bias; :class:`Fold` says where.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from nni_plugins.channels.graph import ChannelGraph
+from nni_plugins.channels.labels import Array
+from nni_plugins.channels.plan import Plan
+from nni_plugins.channels.trace import Contraction, Info, Operator
+
+Masks = Mapping[str, torch.Tensor]
+
+#: Operators whose result at one channel depends on the others: a constant channel does not stay constant.
+MIXING = frozenset(
+    "aten.native_layer_norm aten.native_group_norm aten._fused_rms_norm aten.rms_norm aten._softmax aten._log_softmax "
+    "aten._safe_softmax aten.softmax aten.log_softmax".split()
+)
+_NORMS = frozenset(
+    "aten.native_batch_norm aten._native_batch_norm_legit aten._native_batch_norm_legit_no_training "
+    "aten._batch_norm_no_update aten._batch_norm_with_update aten.cudnn_batch_norm aten.miopen_batch_norm "
+    "aten.batch_norm aten.native_layer_norm aten.native_group_norm aten._fused_rms_norm".split()
+)
+
+
+@dataclass(frozen=True)
+class Fold:
+    """A constant to be folded: operator ``index`` contracts ``left`` with the weight of ``module``; ``units`` go."""
+
+    index: int
+    operator: Operator
+    contraction: Contraction
+    units: Array
+
+
+@dataclass
+class _State:
+    """Per labelled dimension of one tensor: where it does not depend on the input, and where it is exactly zero."""
+
+    dead: list[Array | None]
+    zero: list[Array | None]
+
+
+class MaskInference:
+    """Which units the masks of parameters leave without effect.
+
+    Parameters
+    ----------
+    graph
+        The channel graph of the unmasked model.
+    model
+        The model that the graph was watched on.
+    masks
+        ``{parameter name: mask}``; what is 0 in a mask is masked.
+    exact_only
+        Leave out groups whose removal is not the same as masking.
+    """
+
+    def __init__(self, graph: ChannelGraph, model: nn.Module, masks: Masks, *, exact_only: bool = True) -> None:
+        self._graph = graph
+        self._classes = graph.solution.classes
+        self._modules = dict(model.named_modules())
+        self._exact_only = exact_only
+        self._alive = {name: (mask.detach() != 0).cpu().numpy() for name, mask in masks.items()}
+        self._patterns: dict[int, Array | None] = {}
+        self._sources: dict[int, str] = {}
+        self._states: dict[int, _State] = {}
+        count = len(graph.solution)
+        self._seen = np.zeros(count, dtype=bool)
+        self._live = np.zeros(count, dtype=bool)
+        self._nonzero = np.zeros(count, dtype=bool)
+        self._needed = np.zeros(count, dtype=bool)
+        self._uses = Counter(op.module for op in graph.trace.operators for c in op.contractions if c.weight)
+        self.folds: list[Fold] = []
+
+    def plan(self) -> Plan:
+        """Return the plan, and set :attr:`folds`."""
+        constants: list[tuple[int, Operator, Contraction]] = []
+        for index, operator in enumerate(self._graph.trace.operators):
+            self._propagate(operator)
+            for contraction in operator.contractions:
+                if self._judge(operator, contraction):
+                    constants.append((index, operator, contraction))
+        kept = {}
+        for group in self._graph.groups:
+            if not group.prunable or (self._exact_only and not group.exact):
+                continue
+            keep = self._needed[group.classes]
+            if keep.all():
+                continue
+            if not keep.any():
+                keep = keep.copy()
+                keep[0] = True  # a layer is never emptied
+            kept[group.name] = keep
+        plan = Plan(self._graph, kept)
+        for index, operator, contraction in constants:
+            labels = contraction.left.labels[contraction.left_dim]
+            assert labels is not None
+            gone = np.flatnonzero(~plan.keeps(labels) & ~self._zero(contraction.left, contraction.left_dim))
+            if len(gone):
+                self.folds.append(Fold(index, operator, contraction, gone))
+        return plan
+
+    # -- what flows ------------------------------------------------------------------------------------------------
+
+    def _state(self, info: Info) -> _State:
+        state = self._states.get(id(info))
+        if state is None:
+            state = self._states[id(info)] = self._first_state(info)
+        return state
+
+    def _first_state(self, info: Info) -> _State:
+        """The state of an input, a constant or a parameter: only a masked parameter is zero anywhere."""
+        alive = self._alive.get(info.parameter)
+        dead, zero = [], []
+        for dim, labels in enumerate(info.labels):
+            if labels is None:
+                dead.append(None)
+                zero.append(None)
+                continue
+            dead.append(np.full(len(labels), not info.dynamic))
+            if alive is None:
+                zero.append(np.zeros(len(labels), dtype=bool))
+            else:
+                axes = tuple(d for d in range(alive.ndim) if d != dim)
+                zero.append(~alive.any(axis=axes))
+        return _State(dead, zero)
+
+    def _zero(self, info: Info, dim: int) -> Array:
+        value = self._state(info).zero[dim]
+        assert value is not None
+        return value
+
+    def _dead(self, info: Info, dim: int) -> Array:
+        value = self._state(info).dead[dim]
+        assert value is not None
+        return value
+
+    def _propagate(self, operator: Operator) -> None:
+        """Work out the outputs' states: by default a unit is dead where every input that carries it is."""
+        touched = []
+        for info in operator.inputs:
+            state = self._state(info)
+            for labels, dead, zero in zip(info.labels, state.dead, state.zero, strict=True):
+                if labels is None or dead is None or zero is None:
+                    continue
+                classes = self._classes[labels]
+                touched.append(classes)
+                self._seen[classes] = True
+                self._live[classes[~dead]] = True
+                self._nonzero[classes[~zero]] = True
+        for info in operator.outputs:
+            preserves = info.zero and operator.name not in _NORMS and not operator.contractions
+            state = _State([None] * len(info.labels), [None] * len(info.labels))
+            for dim, labels in enumerate(info.labels):
+                if labels is None:
+                    continue
+                classes = self._classes[labels]
+                known = self._seen[classes]
+                state.dead[dim] = known & ~self._live[classes] | np.full(len(labels), not info.dynamic)
+                state.zero[dim] = known & ~self._nonzero[classes] & preserves
+            self._states[id(info)] = state
+        for classes in touched:
+            self._seen[classes] = self._live[classes] = self._nonzero[classes] = False
+        self._special(operator)
+
+    def _special(self, operator: Operator) -> None:
+        name = operator.name.rstrip("_")
+        if name == "aten.mul":
+            self._multiply(operator)
+        elif name in _NORMS:
+            self._norm(operator)
+        elif name in MIXING:
+            self._clear(operator.outputs[0])
+        elif name in ("aten.t", "aten.transpose", "aten.permute", "aten.detach") and not operator.outputs[0].dynamic:
+            self._transpose(operator)
+        for contraction in operator.contractions:
+            if contraction.weight:
+                self._contract(operator, contraction)
+
+    def _multiply(self, operator: Operator) -> None:
+        out = operator.outputs[0]
+        for info in operator.inputs:
+            state = self._state(info)
+            for labels, zero in zip(info.labels, state.zero, strict=True):
+                if labels is not None and zero is not None and zero.any():
+                    self._kill(out, self._classes[labels[zero]])
+
+    def _kill(self, out: Info, classes: Array) -> None:
+        self._live[classes] = True
+        state = self._state(out)
+        for dim, labels in enumerate(out.labels):
+            if labels is not None:
+                hit = self._live[self._classes[labels]]
+                state.dead[dim] = self._dead(out, dim) | hit
+                state.zero[dim] = self._zero(out, dim) | hit
+        self._live[classes] = False
+
+    def _clear(self, out: Info) -> None:
+        state = self._state(out)
+        for dim, labels in enumerate(out.labels):
+            if labels is not None:
+                state.dead[dim] = np.zeros(len(labels), dtype=bool)
+                state.zero[dim] = np.zeros(len(labels), dtype=bool)
+
+    def _norm(self, operator: Operator) -> None:
+        """A norm's masked weight makes its output constant, and zero if the bias is masked too."""
+        out, affine = operator.outputs[0], [i for i in operator.inputs[1:3] if i.parameter and not i.dynamic]
+        if operator.name in MIXING:
+            self._clear(out)
+        if not affine or affine[0].parameter.rpartition(".")[2] in ("running_mean", "running_var"):
+            return
+        weight = affine[0]
+        if not weight.labels or weight.labels[-1] is None:
+            return
+        dim = 1 if operator.name not in ("aten.native_layer_norm", "aten._fused_rms_norm") else len(out.shape) - 1
+        if out.labels[dim] is None or len(out.labels[dim]) != len(weight.labels[-1]):  # type: ignore[arg-type]
+            return
+        masked = self._zero(weight, len(weight.shape) - 1)
+        state = self._state(out)
+        state.dead[dim] = self._dead(out, dim) | masked
+        shift = affine[1] if len(affine) > 1 and not affine[1].parameter.endswith(("running_mean", "running_var")) else None
+        state.zero[dim] = masked & self._zero(shift, len(shift.shape) - 1) if shift is not None else masked
+
+    def _transpose(self, operator: Operator) -> None:
+        source, out = operator.inputs[0], operator.outputs[0]
+        name = source.parameter or self._sources.get(id(source), "")
+        if name and len(out.shape) == 2:
+            pattern = self._pattern(source)
+            self._patterns[id(out)] = pattern.T if pattern is not None and out.shape != source.shape else pattern
+            if out.shape == source.shape and operator.name != "aten.detach" and pattern is not None:
+                self._patterns[id(out)] = pattern.T
+            self._sources[id(out)] = name
+
+    def _pattern(self, info: Info) -> Array | None:
+        """Which entries of a weight are not masked, kernel positions taken together; None where all are or none is known."""
+        if id(info) in self._patterns:
+            return self._patterns[id(info)]
+        alive = self._alive.get(info.parameter)
+        if alive is None:
+            return None
+        return alive.any(axis=tuple(range(2, alive.ndim))) if alive.ndim > 2 else alive
+
+    def _contract(self, operator: Operator, c: Contraction) -> None:
+        """Output ``o`` depends on the input only through unmasked entries whose input unit is not dead."""
+        out = operator.outputs[0]
+        if out.labels[c.out_dim] is None or c.right is None:
+            return
+        pattern = self._oriented(c)
+        dead = self._dead(c.left, c.left_dim) if c.left.labels[c.left_dim] is not None else None
+        zero = self._zero(c.left, c.left_dim) if c.left.labels[c.left_dim] is not None else None
+        size, state = out.shape[c.out_dim], self._state(out)
+        inputs = c.left.shape[c.left_dim]
+        live = _reaches(pattern, dead, size, inputs, c.groups)
+        nonzero = _reaches(pattern, zero, size, inputs, c.groups)
+        state.dead[c.out_dim] = ~live
+        bias = np.zeros(size, dtype=bool)
+        if c.bias is not None and len(c.bias.shape) and c.bias.labels[-1] is not None:
+            bias = ~self._zero(c.bias, len(c.bias.shape) - 1)
+        elif c.bias is not None:
+            bias = np.ones(size, dtype=bool)
+        state.zero[c.out_dim] = ~nonzero & ~bias
+
+    def _oriented(self, c: Contraction) -> Array | None:
+        """The unmasked entries as ``[out, in]``; for a grouped contraction ``in`` counts within the group."""
+        assert c.right is not None
+        pattern = self._pattern(c.right)
+        if pattern is None or pattern.ndim != 2:
+            return None
+        if c.right_out == 0:
+            return pattern
+        if c.groups == 1:
+            return pattern.T
+        inputs, per_group = pattern.shape[0] // c.groups, pattern.shape[1]
+        table = pattern.reshape(c.groups, inputs, per_group).transpose(0, 2, 1)
+        return table.reshape(c.groups * per_group, inputs)
+
+    # -- what is needed --------------------------------------------------------------------------------------------
+
+    def _judge(self, operator: Operator, c: Contraction) -> bool:
+        """Mark the units that this contraction needs; return whether some that may go leave a constant behind."""
+        labels = c.left.labels[c.left_dim]
+        if labels is None:
+            return False
+        zero, classes = self._zero(c.left, c.left_dim), self._classes[labels]
+        if c.right is None or not c.weight:
+            other = zero
+            if c.right is not None and c.right.labels[c.right_dim] is not None:
+                other = zero | self._zero(c.right, c.right_dim)
+            self._needed[classes[~other]] = True
+            return False
+        unread = _unread(self._oriented(c), len(labels), c.groups)
+        dead = self._dead(c.left, c.left_dim)
+        foldable = self._foldable(operator, c)
+        self._needed[classes[~(unread | (dead if foldable else zero))]] = True
+        return foldable and bool((dead & ~zero & ~unread).any())
+
+    def _foldable(self, operator: Operator, c: Contraction) -> bool:
+        module = self._modules.get(operator.module)
+        weight = getattr(module, "weight", None)
+        if c.right is None or not isinstance(weight, nn.Parameter) or not hasattr(module, "bias"):
+            return False
+        if self._uses[operator.module] != 1:
+            return False  # called several times: what one call leaves behind is not what another does
+        plain = operator.name in ("aten.mm", "aten.addmm", "aten.linear") or (
+            operator.name == "aten.convolution" and c.right_out == 0
+        )
+        return plain and tuple(weight.shape) in (c.right.shape, c.right.shape[::-1])
+
+
+def _reaches(pattern: Array | None, blocked: Array | None, outputs: int, inputs: int, groups: int) -> Array:
+    """Return, per output, whether an unmasked entry connects it to an input that is not blocked."""
+    per_group = inputs // groups
+    free = np.ones(inputs, dtype=bool) if blocked is None else ~blocked
+    table = np.repeat(free.reshape(groups, per_group), outputs // groups, axis=0)
+    if pattern is None:
+        return table.any(axis=1)
+    return (pattern & table).any(axis=1)
+
+
+def _unread(pattern: Array | None, inputs: int, groups: int) -> Array:
+    """Return, per input, whether all entries that read it are masked."""
+    if pattern is None:
+        return np.zeros(inputs, dtype=bool)
+    per_group = inputs // groups
+    return ~pattern.reshape(groups, -1, per_group).any(axis=1).reshape(inputs)

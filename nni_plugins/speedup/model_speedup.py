@@ -1,0 +1,287 @@
+"""ModelSpeedup: a drop-in for NNI's, which reads the channel graph, removes in place, and proves the result."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from nni.compression.speedup import ModelSpeedup as NniModelSpeedup
+from torch import nn
+
+from nni_plugins.channels.graph import ChannelGraph, refuse_wrapped
+from nni_plugins.channels.labels import Array, Cause
+from nni_plugins.channels.plan import Plan
+from nni_plugins.channels.replay import Mismatch, Replay
+from nni_plugins.speedup import fold, record
+from nni_plugins.speedup.compact import Compaction
+from nni_plugins.speedup.infer import MaskInference
+from nni_plugins.speedup.masks import bake, parameter_masks, read_masks
+from nni_plugins.speedup.nodes import build_nodes
+from nni_plugins.speedup.report import SpeedupReport
+from nni_plugins.speedup.verify import largest_error, outputs_of, random_like, tolerance_of, zero_weights_filled
+
+_logger = logging.getLogger(__name__)
+
+
+class ModelSpeedup(NniModelSpeedup):
+    """Replace a masked model by a smaller dense one that computes the same, and prove it.
+
+    The arguments are those of ``nni.compression.speedup.ModelSpeedup``. What can go is read from the channel graph, not
+    guessed from random tensors; parameters are sliced in place, keeping dtype, device, hooks and mode; constants that
+    masked channels leave behind are folded into biases; and the compact model is held against the masked one.
+
+    Parameters
+    ----------
+    model
+        The model, unwrapped (``pruner.unwrap_model()``). It is changed in place, and is what :meth:`speedup_model` returns.
+    dummy_input
+        A tensor, a tuple or list of positional arguments, or a dict of keyword arguments.
+    masks_or_file
+        NNI's masks ``{module: {target: mask}}``, or the path of a file that holds them (``torch.save`` or safetensors).
+    map_location
+        As in ``torch.load``, for a mask file.
+    customized_replacers
+        NNI ``Replacer`` objects; each may replace modules before the others are sliced.
+    customized_mask_updaters, graph_module
+        Giving one of these takes NNI's own path, unchanged.
+    exact_only
+        Leave alone what cannot be removed without changing the output (channels under a LayerNorm).
+    verify
+        Hold the compact model against the masked one. Groups that turn out wrong are put back.
+
+    Attributes
+    ----------
+    report
+        A :class:`~nni_plugins.speedup.report.SpeedupReport`, after :meth:`speedup_model`.
+    plan
+        The :class:`~nni_plugins.channels.Plan` that was carried out.
+
+    Raises
+    ------
+    ValueError
+        In one line: a mask names a module that the model lacks, has another shape, or the model is still wrapped.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        dummy_input: Any,
+        masks_or_file: Any,
+        map_location: Any = None,
+        batch_dim: int = 0,
+        batch_size: int = 8,
+        customized_mask_updaters: list | None = None,
+        customized_replacers: list | None = None,
+        graph_module: torch.fx.GraphModule | None = None,
+        garbage_collect_values: bool = True,
+        logger: logging.Logger | None = None,
+        *,
+        exact_only: bool = True,
+        verify: bool = True,
+    ) -> None:
+        replacers = list(customized_replacers or [])  # NNI appends to the list that it is given
+        self._by_nni = graph_module is not None or bool(customized_mask_updaters)
+        self.report = SpeedupReport()
+        self.plan: Plan | None = None
+        if self._by_nni:
+            super().__init__(
+                model,
+                dummy_input,
+                masks_or_file,
+                map_location,
+                batch_dim,
+                batch_size,
+                customized_mask_updaters,
+                replacers,
+                graph_module,
+                garbage_collect_values,
+                logger,
+            )
+            return
+        refuse_wrapped(model)
+        self.bound_model = model
+        self.dummy_input = dummy_input
+        self.batch_dim = batch_dim
+        self.batch_size = batch_size
+        self.masks = read_masks(masks_or_file, map_location)
+        self.replacers = replacers
+        self.mask_updaters: list = []
+        self.node_infos: dict = {}
+        self.logger = logger or _logger
+        self.exact_only = exact_only
+        self.verify = verify
+        self._masks = parameter_masks(model, self.masks)
+        self._replaced: set[str] = set()
+
+    def speedup_model(self) -> nn.Module:
+        """Do it, and return the model (the same object, smaller)."""
+        if self._by_nni:
+            return super().speedup_model()
+        with self._timed("watch"):
+            graph = ChannelGraph.watch(self.bound_model, self.dummy_input)
+        before = graph.cost()
+        with self._timed("masks"):
+            bake(self.bound_model, self._masks)
+        if self.verify:
+            with zero_weights_filled(self.bound_model, self._masks):
+                self._speedup(graph)
+        else:
+            self._speedup(graph)
+        assert self.plan is not None
+        self._fill_report(graph, before)
+        self.logger.info("speedup: %s", str(self.report).replace("\n", "; "))
+        return self.bound_model
+
+    # -- the steps -------------------------------------------------------------------------------------------------
+
+    def _speedup(self, graph: ChannelGraph) -> None:
+        inputs = random_like(self.dummy_input)
+        expected = None
+        if self.verify:
+            with self._timed("proof"):
+                expected = outputs_of(self.bound_model, inputs)
+        compaction, folded = self._compact(graph)
+        if expected is not None:
+            with self._timed("proof"):
+                error, relative = largest_error(outputs_of(self.bound_model, inputs), expected)
+            if relative > tolerance_of(self.bound_model) and not self.report.inexact:
+                compaction, folded, error, relative = self._put_wrong_ones_back(compaction, folded, inputs, expected)
+            self.report.max_error, self.report.relative_error = error, relative
+        self.plan = compaction.plan
+        record.attach(self.bound_model, compaction, folded.added)
+
+    def _compact(self, graph: ChannelGraph) -> tuple[Compaction, fold.Applied]:
+        """Infer, remove and replay until the replay is clean; freeze what cannot be mended."""
+        while True:
+            with self._timed("masks"):
+                inference = MaskInference(graph, self.bound_model, self._masks, exact_only=self.exact_only)
+                plan = inference.plan()
+                constants = fold.measure(self.bound_model, self.dummy_input, plan, inference.folds)
+            with self._timed("removal"):
+                self._run_replacers(plan)
+                compaction = Compaction(self.bound_model, plan, skip=self._replaced)
+                compaction.apply()
+                culprits = self._replay(compaction)
+                if not culprits:
+                    self.report.inexact = _inexact(plan, constants)
+                    return compaction, fold.apply(self.bound_model, constants)
+                compaction.undo()
+                graph = graph.without(culprits)
+
+    def _replay(self, compaction: Compaction) -> list[tuple[Array, Cause]]:
+        """Replay, mending stale attributes; return the labels to freeze if a mismatch stays."""
+        replay = Replay(compaction.plan, self.dummy_input)
+        mismatch = replay.run(self.bound_model)
+        while mismatch is not None:
+            better = _mend(replay, compaction, mismatch)
+            if better is mismatch:
+                culprits = replay.culprits(mismatch)
+                if not culprits:
+                    compaction.undo()
+                    raise RuntimeError(f"the compact model does not run as watched: {mismatch}")
+                self.report.put_back.append(str(mismatch))
+                return culprits
+            mismatch = better
+        return []
+
+    def _put_wrong_ones_back(
+        self, compaction: Compaction, folded: fold.Applied, inputs: Any, expected: list[torch.Tensor]
+    ) -> tuple[Compaction, fold.Applied, float, float]:
+        """Right shapes can hide a wrong model: find the groups that make it so by halving, and put them back."""
+        limit = tolerance_of(self.bound_model)
+        whole = compaction.plan.graph
+
+        def attempt(frozen: Sequence[str]) -> tuple[Compaction, fold.Applied, float, float]:
+            fold.remove(self.bound_model, state[1])
+            state[0].undo()
+            labels = [(_labels_of(whole, name), Cause(name, "", "the outputs differ")) for name in frozen]
+            new, added = self._compact(whole.without(labels) if labels else whole)
+            state[:] = [new, added]
+            return new, added, *largest_error(outputs_of(self.bound_model, inputs), expected)
+
+        state: list[Any] = [compaction, folded]
+        names = list(compaction.plan.kept)
+
+        def wrong_among(suspects: list[str]) -> list[str]:
+            if attempt([n for n in names if n not in suspects])[3] <= limit:
+                return []
+            if len(suspects) == 1:
+                return suspects
+            middle = len(suspects) // 2
+            return wrong_among(suspects[:middle]) + wrong_among(suspects[middle:])
+
+        with self._timed("proof"):
+            wrong = wrong_among(names)
+            result = attempt(wrong)
+            if result[3] > limit:  # they are wrong only together
+                wrong = names
+                result = attempt(wrong)
+        self.report.put_back += [f"{name}: the compact model's output differed from the masked model's" for name in wrong]
+        return result
+
+    def _run_replacers(self, plan: Plan) -> None:
+        if not self.replacers or self._replaced:
+            return
+        self.node_infos = build_nodes(plan, self.bound_model, self._masks)
+        with torch.no_grad():
+            for replacer in self.replacers:
+                before = dict(self.bound_model.named_modules())
+                mode = {name: module.training for name, module in before.items()}
+                replacer.replace_modules(self)
+                for name, module in self.bound_model.named_modules():
+                    if before.get(name) is not module:
+                        self._replaced.add(name)
+                        module.train(mode.get(name, module.training))
+
+    def _fill_report(self, graph: ChannelGraph, before: Any) -> None:
+        assert self.plan is not None
+        after, report = self.plan.cost(), self.report
+        report.macs_before, report.params_before = before.macs, before.params
+        report.macs_after = after.macs
+        report.params_after = sum(p.numel() for p in self.bound_model.parameters())
+        report.removed = {name: (len(k), self.plan.graph.group(name).size) for name, k in self.plan.kept.items()}
+        report.frozen = [f"{f.size} channels: {f.reason} ({f.operator or 'unused'} in {f.module or 'the model'})"
+                         for f in self.plan.graph.frozen]  # fmt: skip
+
+    @contextmanager
+    def _timed(self, step: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.report.seconds[step] = self.report.seconds.get(step, 0.0) + time.perf_counter() - start
+
+
+def _mend(replay: Replay, compaction: Compaction, mismatch: Mismatch) -> Mismatch | None:
+    """Try the integer attributes of the failing module and its parents; return how far the replay gets with the best."""
+    changes = replay.changes(mismatch)
+    modules = dict(compaction.model.named_modules())
+    name = mismatch.module
+    while True:
+        module = modules.get(name)
+        for attribute, value in list(vars(module).items()) if module is not None else []:
+            if isinstance(value, bool) or not isinstance(value, int) or value not in changes:
+                continue
+            compaction.set(name, attribute, changes[value])
+            after = replay.run(compaction.model)
+            if after is None or after.index > mismatch.index:
+                return after
+            compaction.unset(name, attribute)
+        if not name:
+            return mismatch
+        name = name.rpartition(".")[0]
+
+
+def _labels_of(graph: ChannelGraph, name: str) -> Array:
+    import numpy as np
+
+    return np.flatnonzero(np.isin(graph.solution.classes, graph.group(name).classes))
+
+
+def _inexact(plan: Plan, constants: list[fold.FoldedBias]) -> list[str]:
+    lines = [f"{name}: {plan.graph.group(name).reason}" for name in plan.kept if not plan.graph.group(name).exact]
+    return lines + [f"{c.module}: {c.why}" for c in constants if not c.exact]

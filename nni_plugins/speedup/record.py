@@ -1,0 +1,41 @@
+"""What was done to a compact model, kept with it: enough to do it again to a freshly built one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from nni_plugins.speedup.compact import Compaction
+
+_ATTRIBUTE = "_nni_plugins_record"
+
+
+def attach(model: nn.Module, compaction: Compaction, added: list[str]) -> None:
+    """Keep with ``model`` which indices it kept, which attributes changed and which biases were added.
+
+    A model that was compacted before gets the two steps joined into one: indices always count in the first model.
+    """
+    earlier = getattr(model, _ATTRIBUTE, None) or {"slices": {}, "shapes": {}, "sizes": {}, "added": []}
+    graph = compaction.plan.graph
+    slices = {name: dict(dims) for name, dims in earlier["slices"].items()}
+    for name, dims in compaction.plan.slices().items():
+        for dim, kept in dims.items():
+            new = torch.as_tensor(kept, dtype=torch.int64)
+            old = slices.setdefault(name, {}).get(dim)
+            slices[name][dim] = new if old is None else old[new]
+    sizes = {module: dict(values) for module, values in earlier["sizes"].items()}
+    for module, values in compaction.sizes.items():
+        sizes.setdefault(module, {}).update(values)
+    shapes = {**{name: list(shape) for name, shape in graph.shapes.items()}, **earlier["shapes"]}
+    record = {"slices": slices, "shapes": shapes, "sizes": sizes, "added": [*earlier["added"], *added]}
+    for name in record["added"]:
+        record["shapes"].pop(name, None)
+    setattr(model, _ATTRIBUTE, record)
+
+
+def record_of(model: nn.Module) -> dict[str, Any] | None:
+    """Return what was done to ``model``, or None."""
+    return getattr(model, _ATTRIBUTE, None)

@@ -1,0 +1,2 @@
+MASK_UPDATERS: list = []
+REPLACERS: list = []

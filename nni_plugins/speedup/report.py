@@ -1,0 +1,67 @@
+"""What a speedup did: sizes before and after, the proof that the compact model equals the masked one, and what stayed."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass
+class SpeedupReport:
+    """The result of one speedup.
+
+    Attributes
+    ----------
+    macs_before, macs_after
+        Multiply-accumulates of one run on the dummy input.
+    params_before, params_after
+        Numbers of parameters.
+    max_error
+        The largest absolute difference between the compact and the masked model's outputs on random input; None where
+        it was not measured.
+    relative_error
+        ``max_error`` over the largest absolute value of the masked model's output.
+    removed
+        ``{group: (kept, size)}``.
+    frozen
+        What could not be pruned and why, a line each.
+    put_back
+        Groups that the masks asked to remove and that were put back, with the reason.
+    inexact
+        Where the compact model cannot equal the masked one exactly, and why.
+    seconds
+        Time spent, by step: watch, masks, removal (replay included), proof.
+    """
+
+    macs_before: int = 0
+    macs_after: int = 0
+    params_before: int = 0
+    params_after: int = 0
+    max_error: float | None = None
+    relative_error: float | None = None
+    removed: dict[str, tuple[int, int]] = field(default_factory=dict)
+    frozen: list[str] = field(default_factory=list)
+    put_back: list[str] = field(default_factory=list)
+    inexact: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as plain data, ready for JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        lines = [
+            f"MACs    {self.macs_before:>14,} -> {self.macs_after:>14,}  ({_share(self.macs_after, self.macs_before)})",
+            f"params  {self.params_before:>14,} -> {self.params_after:>14,}  "
+            f"({_share(self.params_after, self.params_before)})",
+        ]
+        if self.max_error is not None:
+            relative = f", {self.relative_error:.1e} of the output's size" if self.relative_error is not None else ""
+            lines.append(f"largest error against the masked model: {self.max_error:.1e}{relative}")
+        lines += [f"put back: {line}" for line in self.put_back]
+        lines += [f"not exact: {line}" for line in self.inexact]
+        return "\n".join(lines)
+
+
+def _share(after: int, before: int) -> str:
+    return f"{after / before:.1%}" if before else "-"

@@ -1,0 +1,90 @@
+"""The proof: the compact model's output held against the masked model's, on random input."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_map_only
+
+from nni_plugins.channels.preserve import preserved
+from nni_plugins.channels.trace import output_tensors
+from nni_plugins.channels.watch import as_arguments
+
+#: Differences up to this share of the output's size are rounding, by the precision that the model computes in.
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 1e-1, torch.float16: 2e-2}
+
+
+def random_like(dummy_input: Any, seed: int = 0) -> Any:
+    """Return the dummy input with its floating tensors drawn anew; indices and masks stay, for their values matter."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(tensor: torch.Tensor) -> torch.Tensor:
+        if not tensor.is_floating_point():
+            return tensor
+        return torch.randn(tensor.shape, generator=generator).to(tensor)
+
+    return tree_map_only(torch.Tensor, draw, dummy_input)
+
+
+def outputs_of(model: nn.Module, inputs: Any) -> list[torch.Tensor]:
+    """Return the floating tensors in the output of ``model`` in eval mode; the model is left as it was."""
+    args, kwargs = as_arguments(inputs)
+    with preserved(model), torch.no_grad():
+        model.eval()
+        out = model(*args, **kwargs)
+    return [t.detach().clone() for t in output_tensors(out) if t.is_floating_point()]
+
+
+def largest_error(actual: list[torch.Tensor], expected: list[torch.Tensor]) -> tuple[float, float]:
+    """Return the largest absolute difference, and it as a share of the largest absolute expected value.
+
+    Shapes that differ, or values that are not finite in one only, count as infinitely wrong.
+    """
+    error, size = 0.0, 0.0
+    if len(actual) != len(expected):
+        return float("inf"), float("inf")
+    for a, e in zip(actual, expected, strict=True):
+        if a.shape != e.shape:
+            return float("inf"), float("inf")
+        if not e.numel():
+            continue
+        finite = torch.isfinite(e)
+        if not bool((torch.isfinite(a) == finite).all()):
+            return float("inf"), float("inf")
+        a, e = a[finite].double(), e[finite].double()
+        if e.numel():
+            error = max(error, (a - e).abs().max().item())
+            size = max(size, e.abs().max().item())
+    return error, error / size if size else (0.0 if error == 0 else float("inf"))
+
+
+def tolerance_of(model: nn.Module) -> float:
+    """Return the rounding to allow, as a share of the output's size."""
+    kinds = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    return max((TOLERANCE.get(kind, 1e-4) for kind in kinds), default=1e-4)
+
+
+@contextmanager
+def zero_weights_filled(model: nn.Module, masks: dict[str, torch.Tensor]) -> Iterator[None]:
+    """Fill weights that are all zero for the time being, so that a head initialised to zero cannot hide an error."""
+    filled = []
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias") or not parameter.is_floating_point() or parameter.is_meta:
+                continue
+            mask = masks.get(name)
+            if parameter.numel() > 1 and not parameter.any() and (mask is None or mask.any()):
+                noise = 0.1 * torch.randn(parameter.shape, generator=generator)
+                parameter.data.copy_(noise if mask is None else noise * mask.to(noise))
+                filled.append(parameter)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter in filled:
+                parameter.data.zero_()
