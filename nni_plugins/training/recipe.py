@@ -33,9 +33,7 @@ SCHEDULE_NAMES = ("cosine", "step", "constant")
 class ModelSettings:
     """What is compressed."""
 
-    name: str = option(
-        "small_cnn", "a shipped model, or the user's module:function", choices=MODEL_NAMES, reference=True
-    )
+    name: str = option("resnet8", "a shipped model, or the user's module:function", choices=MODEL_NAMES, reference=True)
     arguments: dict[str, Any] = option({}, "keyword arguments of the model's function")
     checkpoint: str | None = option(None, "trained dense weights (safetensors or torch state dict), used as they are")
 

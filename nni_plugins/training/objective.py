@@ -1,0 +1,55 @@
+"""What a search maximises: one quantity under bounds on the others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from nni_plugins.training.dense import DenseBaseline
+from nni_plugins.training.recipe import Recipe
+from nni_plugins.training.tasks import Metric
+
+RELATIVE = ("macs", "params")
+
+
+def excess(recipe: Recipe, metric: Metric, dense: DenseBaseline, values: Mapping[str, Any]) -> dict[str, float]:
+    """Return by how much, relative to the bound, each bound of the objective is broken.
+
+    Parameters
+    ----------
+    recipe
+        Its ``objective`` section holds the bounds.
+    metric
+        Says which way the accuracy is better.
+    dense
+        What ``macs`` and ``params`` are shares of.
+    values
+        ``macs``, ``params``, ``latency_ms`` and ``accuracy`` as far as they are known.
+
+    Returns
+    -------
+    dict
+        Only the broken bounds.
+    """
+    settings, broken = recipe.objective, {}
+    for name in (*RELATIVE, "latency_ms"):
+        bound = getattr(settings, name)
+        if bound is not None and name in values:
+            limit = bound * getattr(dense, name) if name in RELATIVE else bound
+            broken[name] = values[name] / limit - 1
+    if settings.accuracy is not None and "accuracy" in values:
+        gap = metric.better(settings.accuracy) - metric.better(values["accuracy"])
+        broken["accuracy"] = gap / max(abs(settings.accuracy), 1e-12)
+    return {name: share for name, share in broken.items() if share > 1e-9}
+
+
+def objective(recipe: Recipe, metric: Metric, dense: DenseBaseline, values: Mapping[str, Any]) -> float:
+    """Return the number that a tuner maximises.
+
+    Where all bounds hold it is the quantity itself (the validation metric, or a cost as a negative share of the
+    dense model's), so that only that ranks trials. Where one is broken, ``penalty`` times the relative excess is
+    taken off: more than the quantity varies, and less the nearer the bound, which tells a tuner the way back.
+    """
+    name = recipe.objective.metric
+    gain = metric.better(values["accuracy"]) if name == "accuracy" else -values[name] / getattr(dense, name)
+    return gain - recipe.objective.penalty * sum(excess(recipe, metric, dense, values).values())
