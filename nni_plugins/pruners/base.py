@@ -141,7 +141,7 @@ class GroupPruner(Pruner):
             shared = inspect.signature(GroupPruner.__init__).parameters
             named = [item for name, item in own.items() if name not in ("self", "kwargs")]
             rest = [v for k, v in shared.items() if v.kind is inspect.Parameter.KEYWORD_ONLY and k not in own]
-            cls.__signature__ = inspect.Signature([*named, *rest])  # type: ignore[attr-defined]
+            cls.__signature__ = inspect.Signature([*named, *rest])
 
     @classmethod
     def from_compressor(cls, compressor: Any, new_config_list: list[dict], *args: Any, **kwargs: Any) -> Any:

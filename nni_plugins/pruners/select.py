@@ -183,12 +183,12 @@ class _PoolSearch:
         """States with one event more or less in a group, and in few groups also one more here and one less there."""
         more = [g for g, events in enumerate(self.chain.positions) if state[g] < len(events)]
         less = [int(g) for g in np.flatnonzero(state)]
-        steps: list[tuple[tuple[int, int], ...]] = [((g, 1),) for g in more] + [((g, -1),) for g in less]
+        steps = [{g: 1} for g in more] + [{g: -1} for g in less]
         if len(more) * len(less) <= _PAIRS:
-            steps += [((g, 1), (h, -1)) for g in more for h in less if g != h]
+            steps += [{g: 1, h: -1} for g in more for h in less if g != h]
         for step in steps:
             trial = state.copy()
-            for group, change in step:
+            for group, change in step.items():
                 trial[group] += change
             yield trial
 
