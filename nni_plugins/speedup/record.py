@@ -39,3 +39,23 @@ def attach(model: nn.Module, compaction: Compaction, added: list[str]) -> None:
 def record_of(model: nn.Module) -> dict[str, Any] | None:
     """Return what was done to ``model``, or None."""
     return getattr(model, _ATTRIBUTE, None)
+
+
+def restore(model: nn.Module, record: dict[str, Any]) -> None:
+    """Give a freshly built model the shapes that a record says: parameters, buffers, attributes and added biases."""
+    tensors: dict[str, torch.Tensor] = dict(model.named_parameters()) | dict(model.named_buffers())
+    for name, dims in record["slices"].items():
+        tensor = tensors[name]
+        for dim, kept in dims.items():
+            tensor.data = tensor.data.index_select(dim, kept.to(tensor.device))
+    for module, values in record["sizes"].items():
+        owner = model.get_submodule(module)
+        for attribute, value in values.items():
+            setattr(owner, attribute, tuple(value) if isinstance(value, list) else value)
+    for name in record["added"]:
+        module, _, attribute = name.rpartition(".")
+        owner = model.get_submodule(module)
+        weight: Any = owner.weight
+        rows = owner.out_channels if hasattr(owner, "out_channels") else weight.shape[0]
+        setattr(owner, attribute, nn.Parameter(torch.zeros(rows, dtype=weight.dtype, device=weight.device)))  # type: ignore[arg-type]
+    setattr(model, _ATTRIBUTE, record)
