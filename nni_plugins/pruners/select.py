@@ -112,9 +112,11 @@ class _PoolSearch:
             most = sum(pool.bounds.get(name, (0.0, 1.0))[1] * size for name, size in sizes.items())
             sparsity = min(max(sparsity, least / self.base), most / self.base) if self.base else sparsity
         self.sparsity = sparsity
-        self.budget = (1.0 - sparsity) * self.base * (1 + 1e-12)
+        self.near = tolerance * self.base
+        self.exact = self.budget = (1.0 - sparsity) * self.base * (1 + 1e-12)
         if target == "channels":  # a number of channels is whole: the nearest one, and of two the one that keeps more
-            self.budget = float(np.floor(self.budget + 0.5))
+            self.budget = float(np.floor(self.exact + 0.5))
+            self.near = max(self.near, 0.5)
 
     def cost(self, state: np.ndarray, others: Kept) -> float:
         return TARGETS[self.target](self.graph, {**others, **self.kept(state)}, self.pool)
@@ -136,7 +138,7 @@ class _PoolSearch:
         if low == 0:
             return
         self._give_back(others)
-        if self._gap(self.state, others) > self.tolerance * self.base:
+        if self._distance(self.state, others)[0] > 0:
             self._step_differently(low, others)
 
     def _gap(self, state: np.ndarray, others: Kept) -> float:
@@ -170,14 +172,15 @@ class _PoolSearch:
 
         Under the budget is preferred; over it, within the tolerance, is accepted where nothing else is near.
         """
-        near = self.tolerance * self.base
-
-        def distance(trial: np.ndarray) -> tuple[int, float]:
-            gap = self._gap(trial, others)
-            return (0 if 0 <= gap <= near else 1 if -near <= gap < 0 else 2 if gap > 0 else 3), abs(gap)
-
         starts = [self.state, self.chain.state(position - 1)]
-        self.state = min(itertools.chain(starts, *(self._neighbours(start) for start in starts)), key=distance)
+        trials = itertools.chain(starts, *(self._neighbours(start) for start in starts))
+        self.state = min(trials, key=lambda trial: self._distance(trial, others))
+
+    def _distance(self, state: np.ndarray, others: Kept) -> tuple[int, float]:
+        """How far from the asked: first whether near and under, near and over, under, or over; then by how much."""
+        cost = self.cost(state, others)
+        under, off = cost <= self.budget, abs(cost - self.exact)
+        return (0 if under else 1) + (0 if off <= self.near else 2), off
 
     def _neighbours(self, state: np.ndarray) -> Iterator[np.ndarray]:
         """States with one event more or less in a group, and in few groups also one more here and one less there."""
@@ -196,7 +199,7 @@ class _PoolSearch:
         """Raise a BudgetError where the final state misses the budget."""
         cost = self.cost(self.state, others)
         removed = 1.0 - cost / self.base if self.base else 0.0
-        over, near = cost - self.budget, self.tolerance * self.base
+        over, near = cost - self.exact, self.near
         asked = f"{self.pool.name}: sparsity {self.sparsity:g} of {self.target}"
         if over > near:
             text = f"{asked} is out of reach: at most {removed:.4g} can go; {self._limits(others)}"

@@ -33,7 +33,9 @@ def make_evaluator(digits: tuple[Tensor, Tensor]) -> Callable[..., Any]:
 
     images, labels = digits
 
-    def make(model: nn.Module, *, rate: float = 0.01, batch: int = 64, dummy: bool = True, images: Tensor = images) -> Any:
+    def make(
+        model: nn.Module, *, rate: float = 0.01, batch: int = 64, dummy: bool = True, images: Tensor = images
+    ) -> Any:
         steps: list[int] = []
 
         def train(model, optimizer, training_step, scheduler=None, max_steps=None, max_epochs=None):

@@ -26,7 +26,7 @@ def test_schedules_from_names_and_dictionaries():
     assert as_schedule(None) == Schedule()
     assert as_schedule("linear").shape == "linear"
     assert as_schedule({"shape": "cubic", "times": 3}).times == 3
-    with pytest.raises(ValueError, match="schedule.shape is 'square'"):
+    with pytest.raises(ValueError, match=r"schedule\.shape is 'square'"):
         as_schedule("square")
     with pytest.raises(ValueError, match="0 times"):
         Schedule("linear", times=0)
