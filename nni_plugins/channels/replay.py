@@ -16,8 +16,15 @@ from nni_plugins.channels.rules.registry import rule_for
 from nni_plugins.channels.trace import Info, Operator, output_tensors
 from nni_plugins.channels.watch import needs_values, run_recorded
 
-#: A linear layer with and without a bias runs different operators that say the same.
-_SAME = {"aten.addmm": "aten.mm"}
+#: Operators that say the same: a linear layer with and without a bias, a reshape with and without a copy.
+_SAME = {
+    "aten.addmm": "aten.mm",
+    "aten._unsafe_view": "aten.view",
+    "aten._reshape_alias": "aten.view",
+    "aten.reshape": "aten.view",
+}
+#: Copies, which a reshape makes or not as the strides fall out.
+_COPIES = frozenset(["aten.clone", "aten.contiguous"])
 
 
 @dataclass(frozen=True)
@@ -66,7 +73,7 @@ class Replay:
     def __init__(self, plan: Plan, dummy_input: Any) -> None:
         self._plan = plan
         self._dummy_input = dummy_input
-        self._operators = plan.graph.trace.operators
+        self._operators = [op for op in plan.graph.trace.operators if op.name not in _COPIES]
         self._kept: dict[int, int] = {}
 
     def predicted(self, info: Info) -> tuple[int, ...]:
@@ -87,13 +94,12 @@ class Replay:
 
         def check(func: Any, args: tuple, kwargs: dict, out: Any, module: str) -> None:
             nonlocal position
-            tensors = output_tensors(out)
-            if not tensors:
+            tensors, name = output_tensors(out), rule_for(func)[0]
+            if not tensors or name in _COPIES:
                 return
             if position >= len(self._operators):
                 raise _Stop(Mismatch(position, None, "the compact model runs more operators"))
             operator = self._operators[position]
-            name = rule_for(func)[0]
             if _SAME.get(name, name) != _SAME.get(operator.name, operator.name):
                 raise _Stop(Mismatch(position, operator, f"the compact model runs {name} here"))
             for tensor, info in zip(tensors, operator.outputs, strict=False):

@@ -31,7 +31,15 @@ def aligned(call: Call, infos: list[Info], shape: tuple[int, ...]) -> list[Maybe
     return out
 
 
-@rule("pointwise")
+#: Pointwise operators that torch does not tag as such.
+UNTAGGED = (
+    "aten.hardswish aten.hardsigmoid aten.hardtanh aten.relu6 aten.elu aten.celu aten.selu aten.leaky_relu aten.softplus "
+    "aten.mish aten.silu aten.gelu aten.log_sigmoid_forward aten.threshold aten.rrelu_with_noise aten.clamp aten.relu "
+    "aten.sigmoid aten.tanh aten.lerp aten.addcmul aten.addcdiv aten.logit aten.softshrink aten.hardshrink"
+).split()
+
+
+@rule("pointwise", *UNTAGGED)
 def pointwise(call: Call) -> list[MaybeLabels]:
     tensors = [info for info in call.inputs if info.shape]
     short = call.cause.operator.removeprefix("aten.").rstrip("_")

@@ -80,6 +80,21 @@ def split_with_sizes(call: Call) -> list[MaybeLabels] | None:
     return parts[0]
 
 
+@rule("aten.glu")
+def glu(call: Call) -> list[MaybeLabels]:
+    """The first half times the sigmoid of the second: both lose the same units."""
+    x = call.inputs[0]
+    dim = int(call.value(1, "dim", -1)) % len(x.shape)
+    half = x.shape[dim] // 2
+    call.zero = x.zero
+    out = list(x.labels)
+    labels = out[dim]
+    if labels is not None:
+        call.tie(labels[:half], labels[half:])
+        out[dim] = labels[:half]
+    return out
+
+
 def _cut(call: Call, labels: list[MaybeLabels], dim: int, sizes: list[int]) -> list[list[MaybeLabels]]:
     call.zero = call.inputs[0].zero
     along, start, parts = labels[dim], 0, []

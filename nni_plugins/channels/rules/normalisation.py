@@ -34,6 +34,9 @@ def batch_norm(call: Call) -> list[MaybeLabels]:
         call.freeze(channels, "the norm of something of fixed size")
     call.zero = affine[0] is not None
     call.size_of("num_features", x.labels[1])
+    for index in (1, 2):  # the saved mean and deviation, empty in some versions
+        if index < len(call.outputs) and call.shape(index) == x.shape[1:2]:
+            call.give(index, [x.labels[1]])
     return [x.labels[0], x.labels[1], *x.labels[2:]]
 
 
