@@ -22,6 +22,7 @@ def _like_a_type(wrapper: Any, clz: Any) -> Any:
         return getattr(other, "__wrapped_class__", other)
 
     members: dict[str, Callable[..., Any]] = {
+        "__getattr__": lambda self, name: getattr(clz, name),
         "__getitem__": lambda self, item: clz.__class_getitem__(item),
         "__or__": lambda self, other: clz | original(other),
         "__ror__": lambda self, other: original(other) | clz,

@@ -51,8 +51,9 @@ def _deepcopy(owner: Any, memo: dict[int, Any]) -> Any:
 
 def _defect(module: Any) -> bool:
     torch = module.torch
-    # On the meta device nothing is drawn from the random generator.
-    layer = torch.nn.Linear(1, 1, device="meta")
+    state = torch.get_rng_state()
+    layer = torch.nn.Linear(1, 1)
+    torch.set_rng_state(state)
     wrapper = module.ModuleWrapper(layer, "probe", {"pruning": {"target_names": ["weight"], "sparse_ratio": 0.5}})
     wrapper.wrap()
     layer.weight = wrapper.weight * 1.0
