@@ -6,6 +6,7 @@ import gzip
 import importlib.util
 import io
 import pickle
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -218,7 +219,7 @@ def _batches(paths: list[Path]) -> Part:
 def _open_archive(path: Path) -> Any:
     try:
         return np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise RecipeError(f"data.root is {path}: it cannot be read as .npz: {first_line(error)}") from None
 
 

@@ -199,7 +199,7 @@ class Loop:
             raise CompressionError(f"{self.stage}: there is nothing to evaluate on, the split is empty")
         try:
             return float(self.metric.function(_joined(outputs), _joined(targets)))
-        except (TypeError, ValueError, RuntimeError) as error:
+        except Exception as error:  # the user's own function
             raise CompressionError(
                 f"train.metric {self.metric.name} cannot be computed: {first_line(error)}"
             ) from error

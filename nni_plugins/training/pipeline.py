@@ -29,6 +29,7 @@ from nni_plugins.training.weights import load_weights, save_weights
 
 if TYPE_CHECKING:
     from nni_plugins.channels import Plan
+    from nni_plugins.speedup import ModelSpeedup
 
 __all__ = ["COMPACT", "MASKED", "MASKS", "METRICS", "PLAN", "compress", "evaluate_test", "prepare_dense"]
 
@@ -103,15 +104,15 @@ def compress(
     save_masks(pruned.masks, output / MASKS)
     infeasible = _breaks_bounds(run, pruned.plan)
     after = recipe.finetune.after_speedup
-    compact, report = (None, None) if not after else _speedup(run, model, pruned.masks)
+    compact, speedup = _speedup(run, model, pruned.masks) if after else (None, None)
     with run.timed("finetune"):
         target = model if compact is None else compact
         _finetune(run, target, {} if after else pruned.masks, pruned.plan, on_epoch, skip=infeasible)
-    if compact is None or report is None:
+    if compact is None or speedup is None:
         if recipe.speedup.keep_masked:
             save_weights(model, output / MASKED)
-        compact, report = _speedup(run, model, pruned.masks)
-    return _finish(run, compact, report, pruned.plan, skipped=infeasible)
+        compact, speedup = _speedup(run, model, pruned.masks)
+    return _finish(run, compact, speedup, skipped=infeasible)
 
 
 def evaluate_test(recipe: Recipe, path: str | Path) -> dict[str, Any]:
@@ -151,7 +152,10 @@ def load_model(recipe: Recipe, data: Data, path: Path) -> nn.Module:
     except Exception as error:  # safetensors has its own kinds
         raise CompressionError(f"{path} cannot be read as a model: {first_line(error)}") from error
     if compact:
-        return load_compact(path, build)
+        try:
+            return load_compact(path, build)
+        except ValueError as error:
+            raise CompressionError(first_line(error)) from error
     model = build()
     load_weights(model, path)
     return model
@@ -226,30 +230,32 @@ def _finetune(
     apply_masks(model, masks)
 
 
-def _speedup(run: _Run, model: nn.Module, masks: Masks) -> tuple[nn.Module, Any]:
+def _speedup(run: _Run, model: nn.Module, masks: Masks) -> tuple[nn.Module, ModelSpeedup]:
     from nni_plugins.speedup import ModelSpeedup
 
     model.eval()
     with run.timed("speedup"):
         try:
-            speedup = ModelSpeedup(model, run.example, masks)
+            speedup = ModelSpeedup(model, run.example, masks, exact_only=run.recipe.prune.exact_only)
             compact = speedup.speedup_model()
         except ValueError as error:
             raise CompressionError(f"speedup: {first_line(error)}") from error
     compact.eval()
     report, tolerance = speedup.report, run.recipe.speedup.tolerance
+    assert report.relative_error is not None
     if not report.relative_error <= tolerance and not report.inexact:
         raise CompressionError(
             f"speedup: the compact model is off from the masked one by {report.relative_error:.2g} of the output's "
             f"size, more than speedup.tolerance {tolerance:g}; please report this model"
         )
-    return compact, report
+    return compact, speedup
 
 
-def _finish(run: _Run, compact: nn.Module, report: Any, plan: Plan | None, skipped: bool) -> dict[str, Any]:
+def _finish(run: _Run, compact: nn.Module, speedup: ModelSpeedup, skipped: bool) -> dict[str, Any]:
     from nni_plugins.speedup import save_compact
 
-    recipe, loop, dense = run.recipe, run.loop, run.dense
+    recipe, loop, dense, report, plan = run.recipe, run.loop, run.dense, speedup.report, speedup.plan
+    assert plan is not None
     save_compact(compact, run.output / COMPACT)
     values: dict[str, Any] = {
         "accuracy": loop.evaluate(compact),
@@ -261,8 +267,8 @@ def _finish(run: _Run, compact: nn.Module, report: Any, plan: Plan | None, skipp
     metrics = {
         "default": objective(recipe, loop.metric, dense, values),
         **values,
-        "max_error": float(report.max_error),
-        "relative_error": float(report.relative_error),
+        "max_error": report.max_error,
+        "relative_error": report.relative_error,
         "feasible": not broken,
         "broken_bounds": broken,
         "finetuned": not skipped and recipe.finetune.epochs > 0,
@@ -273,23 +279,15 @@ def _finish(run: _Run, compact: nn.Module, report: Any, plan: Plan | None, skipp
         "sparsity": _sparsities(plan),
         "seconds": run.seconds,
     }
-    _write_json(
-        run.output / PLAN, {"groups": {} if plan is None else plan.to_dict(), "report": _plain(report.to_dict())}
-    )
+    _write_json(run.output / PLAN, {"groups": plan.to_dict(), "report": report.to_dict()})
     _write_json(run.output / METRICS, metrics)
     return metrics
 
 
-def _sparsities(plan: Plan | None) -> dict[str, float]:
-    if plan is None:
-        return {}
+def _sparsities(plan: Plan) -> dict[str, float]:
     return {name: round(1 - len(item["kept"]) / item["size"], 4) for name, item in plan.to_dict().items()}
 
 
 def _write_json(path: Path, value: Any) -> None:
     text = json.dumps(value, indent=1)
     write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
-
-
-def _plain(value: Any) -> Any:
-    return json.loads(json.dumps(value, default=str))

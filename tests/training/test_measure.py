@@ -1,0 +1,42 @@
+"""Latency: the median of passes, with the threads that were asked for."""
+
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from nni_plugins.training import latency_ms
+
+
+class Slow(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+        self.threads = set()
+
+    def forward(self, x):
+        self.calls += 1
+        self.threads.add(torch.get_num_threads())
+        assert not self.training
+        assert not torch.is_grad_enabled()
+        time.sleep(0.005 if self.calls > 3 else 0.05)
+        return x
+
+
+def test_median_after_warm_up():
+    torch.set_num_threads(2)
+    model = Slow().train()
+    assert latency_ms(model, torch.ones(1), threads=1, warmup=3, runs=9) == pytest.approx(5, rel=0.6)
+    assert model.calls == 12
+    assert model.threads == {1}
+    assert torch.get_num_threads() == 2
+    assert model.training
+
+
+def test_time_is_bounded():
+    model = Slow()
+    start = time.monotonic()
+    latency_ms(model, torch.ones(1), warmup=3, runs=10_000, seconds=0.2)
+    assert time.monotonic() - start < 1
+    assert model.calls >= 8
