@@ -14,7 +14,7 @@ from nni_plugins.channels.labels import Array, Cause, MaybeLabels
 from nni_plugins.channels.plan import Plan
 from nni_plugins.channels.rules.registry import rule_for
 from nni_plugins.channels.trace import Info, Operator, output_tensors
-from nni_plugins.channels.watch import needs_values, run_recorded
+from nni_plugins.channels.watch import StopWatching, run_recorded
 
 #: Operators that say the same: a linear layer with and without a bias, a reshape with and without a copy.
 _SAME = {
@@ -54,7 +54,7 @@ class Mismatch:
         return f"{name} in {self.module or 'the model'}: {self.why}"
 
 
-class _Stop(Exception):
+class _Stop(StopWatching):
     def __init__(self, mismatch: Mismatch) -> None:
         self.mismatch = mismatch
 
@@ -109,13 +109,7 @@ class Replay:
             position += 1
 
         try:
-            try:
-                run_recorded(model, self._dummy_input, check)
-            except Exception as error:
-                if isinstance(error, _Stop) or not needs_values(error):
-                    raise
-                position = 0
-                run_recorded(model, self._dummy_input, check, fake=False)
+            run_recorded(model, self._dummy_input, check, data=self._plan.graph.trace.data)
         except _Stop as stop:
             return stop.mismatch
         except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:

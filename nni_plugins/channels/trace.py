@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from nni_plugins.channels.labels import Array, Cause, Labels, MaybeLabels
-from nni_plugins.channels.watch import is_fake, needs_values, run_recorded
+from nni_plugins.channels.watch import Data, has_no_data, on_least_data, run_recorded
 
 
 @dataclass(eq=False)
@@ -184,6 +184,8 @@ class Trace:
 
     Attributes
     ----------
+    data
+        What the run was made on.
     operators
         In the order of the run.
     labels
@@ -203,6 +205,7 @@ class Trace:
     """
 
     def __init__(self, model: nn.Module) -> None:
+        self.data: Data = "none"
         self.operators: list[Operator] = []
         self.labels = Labels()
         self.parameters: dict[str, list[MaybeLabels]] = {}
@@ -223,18 +226,14 @@ class Trace:
     @classmethod
     def record(cls, model: nn.Module, dummy_input: Any) -> Trace:
         """Watch one run of ``model`` on ``dummy_input``."""
-        try:
-            return cls._record(model, dummy_input, fake=True)
-        except Exception as error:
-            if not needs_values(error):
-                raise
-            return cls._record(model, dummy_input, fake=False)
+        return on_least_data(lambda data: cls._record(model, dummy_input, data))
 
     @classmethod
-    def _record(cls, model: nn.Module, dummy_input: Any, *, fake: bool) -> Trace:
+    def _record(cls, model: nn.Module, dummy_input: Any, data: Data) -> Trace:
         trace = cls(model)
+        trace.data = data
         out = run_recorded(
-            model, dummy_input, trace._on_operator, on_input=trace._on_input, on_module=trace._on_module, fake=fake
+            model, dummy_input, trace._on_operator, on_input=trace._on_input, on_module=trace._on_module, data=data
         )
         cause = Cause("", "", "the model's output")
         for tensor in output_tensors(out):
@@ -252,7 +251,7 @@ class Trace:
         if known is not None:
             return known
         shape = tuple(tensor.shape)
-        name = self._names.get(id(tensor)) or ("" if is_fake(tensor) else self._storages.get(_place(tensor), ""))
+        name = self._names.get(id(tensor)) or ("" if has_no_data(tensor) else self._storages.get(_place(tensor), ""))
         if name:
             if name not in self.parameters:
                 self.parameters[name] = [self.labels.fresh(size) if size > 1 else None for size in shape]

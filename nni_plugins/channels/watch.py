@@ -1,14 +1,17 @@
 """Watching a run: every operator that one forward calls, with its tensors and the module that called it.
 
-The run is made on fake tensors (shapes without data) under a ``TorchDispatchMode``, so nothing is computed, and nothing
-that runs can fail to be watched. A model whose forward looks at values (``if x.sum() > 0``) is run on real tensors instead.
+The run is made on tensors without data under a ``TorchDispatchMode``, so nothing is computed, and nothing that runs can
+fail to be watched: a model that does not run without data is run on fake tensors, and one whose forward looks at values
+(``if x.sum() > 0``) on real ones.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, nullcontext
+from functools import cache
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
@@ -20,6 +23,20 @@ from nni_plugins.channels.preserve import preserved
 
 OnOperator = Callable[[Any, tuple, dict, Any, str], None]
 OnModule = Callable[[str, Any, Any], None]
+Data = Literal["none", "fake", "real"]
+Result = TypeVar("Result")
+
+_logger = logging.getLogger(__name__)
+
+
+_META = torch.device("meta")
+_KEEPS_DEVICE = frozenset([torch.ops.aten._to_copy.default])
+_LOOKS = frozenset([torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default])
+
+
+@cache
+def _argument_names(func: Any) -> frozenset[str]:
+    return frozenset(argument.name for argument in func._schema.arguments)
 
 
 def as_arguments(dummy_input: Any) -> tuple[tuple, dict]:
@@ -35,16 +52,53 @@ def as_arguments(dummy_input: Any) -> tuple[tuple, dict]:
 
 
 class _Recorder(TorchDispatchMode):
-    def __init__(self, on_operator: OnOperator, stack: list[str]) -> None:
+    """Calls back after each operator; with ``meta``, every tensor that an operator is given is one without data."""
+
+    def __init__(self, on_operator: OnOperator, stack: list[str], *, meta: bool) -> None:
         super().__init__()
         self._on_operator = on_operator
         self._stack = stack
+        self._meta = meta
+        self._shadows: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        out = func(*args, **kwargs)
+        out = self._without_data(func, args, kwargs) if self._meta else func(*args, **kwargs)
         self._on_operator(func, args, kwargs, out, self._stack[-1])
         return out
+
+    def _without_data(self, func: Any, args: tuple, kwargs: dict) -> Any:
+        if kwargs.get("device") is not None:
+            kwargs = {**kwargs, "device": _META}
+        elif not any(isinstance(a, (torch.Tensor, list, tuple)) for a in args) and "device" in _argument_names(func):
+            kwargs = {**kwargs, "device": _META}  # a factory on the default device
+        elif func is torch.ops.aten.lift_fresh.default or func is torch.ops.aten.lift_fresh_copy.default:
+            return self._shadow(args[0])
+        elif func in _LOOKS:
+            raise NeedsValues(f"{func} reads the values of a tensor")
+        elif "device" in _argument_names(func) and func not in _KEEPS_DEVICE:
+            kwargs = {**kwargs, "device": _META}
+        shadowed = [self._shadowed(a) for a in args]
+        out = func(*shadowed, **{key: self._shadowed(value) for key, value in kwargs.items()})
+        return args[0] if out is shadowed[0] and args else out
+
+    def _shadowed(self, value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return value if value.is_meta else self._shadow(value)
+        if isinstance(value, (list, tuple)):
+            return type(value)([self._shadowed(item) for item in value])
+        return value
+
+    def _shadow(self, tensor: torch.Tensor) -> torch.Tensor:
+        found = self._shadows.get(id(tensor))
+        if found is None:
+            shadow = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=_META)
+            found = self._shadows[id(tensor)] = (tensor, shadow)  # the tensor too, else its id may be given to another
+        return found[1]
+
+
+class NeedsValues(RuntimeError):
+    """A forward looked at the values of a tensor that has none."""
 
 
 @contextmanager
@@ -89,7 +143,7 @@ def run_recorded(
     *,
     on_input: Callable[[torch.Tensor], None] | None = None,
     on_module: OnModule | None = None,
-    fake: bool = True,
+    data: Data = "none",
 ) -> Any:
     """Run ``model`` once in eval mode without gradients, calling ``on_operator`` after each ATen operator.
 
@@ -107,8 +161,9 @@ def run_recorded(
         Called with each input tensor as the run sees it.
     on_module
         Called after each call of a module without children, with its name, arguments and output.
-    fake
-        Run on fake tensors.
+    data
+        What the run is made on: 'none', tensors of the device "meta", is the fastest; 'fake', torch's fake tensors, keeps
+        devices; 'real' computes.
 
     Returns
     -------
@@ -116,32 +171,41 @@ def run_recorded(
         What the model returned.
     """
     args, kwargs = as_arguments(dummy_input)
-    with preserved(model, buffers=not fake), torch.no_grad(), _unfused_attention(), _module_stack(model, on_module) as stack:
+    with preserved(model, buffers=data == "real"), torch.no_grad(), _unfused_attention(), _module_stack(
+        model, on_module
+    ) as stack:
         model.eval()
-        if not fake:
-            if on_input is not None:
-                tree_map_only(torch.Tensor, on_input, (args, kwargs))
-            with _Recorder(on_operator, stack):
-                return model(*args, **kwargs)
-        mode = FakeTensorMode(allow_non_fake_inputs=True)
-        args, kwargs = tree_map_only(torch.Tensor, mode.from_tensor, (args, kwargs))
+        mode: Any = nullcontext()
+        if data == "none":
+            args, kwargs = tree_map_only(torch.Tensor, lambda t: t.detach().to(_META), (args, kwargs))
+        elif data == "fake":
+            mode = FakeTensorMode(allow_non_fake_inputs=True)
+            args, kwargs = tree_map_only(torch.Tensor, mode.from_tensor, (args, kwargs))
         if on_input is not None:
             tree_map_only(torch.Tensor, on_input, (args, kwargs))
-        with mode, _Recorder(on_operator, stack):
+        with mode, _Recorder(on_operator, stack, meta=data == "none"):
             return model(*args, **kwargs)
 
 
-def is_fake(tensor: torch.Tensor) -> bool:
-    return isinstance(tensor, FakeTensor)
+def has_no_data(tensor: torch.Tensor) -> bool:
+    """Whether a tensor of a watched run stands for one, and is none of the model's own."""
+    return tensor.is_meta or isinstance(tensor, FakeTensor)
 
 
-def needs_values(error: Exception) -> bool:
-    """Whether ``error`` says that a forward looked at the values of a fake tensor."""
-    from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+def on_least_data(run: Callable[[Data], Result]) -> Result:
+    """Call ``run`` with 'none', then, where that fails, with 'fake', and with 'real' where a forward looks at values.
 
-    kinds = (DataDependentOutputException, DynamicOutputShapeException)
-    while error is not None:
-        if isinstance(error, kinds) or "data-dependent" in str(error).lower() or "FakeTensor" in str(error):
-            return True
-        error = error.__cause__ or error.__context__  # type: ignore[assignment]
-    return False
+    The error of the last try is raised: it is the model's own.
+    """
+    for data in ("none", "fake"):
+        try:
+            return run(data)  # type: ignore[arg-type]
+        except StopWatching:
+            raise
+        except Exception as error:
+            _logger.debug("watching on %s data failed: %s", data, error)
+    return run("real")
+
+
+class StopWatching(Exception):
+    """Raised by a callback to end a run early; it is no failure of the run."""

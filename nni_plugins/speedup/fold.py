@@ -61,7 +61,7 @@ def measure(model: nn.Module, dummy_input: Any, plan: Plan, folds: list[Fold]) -
             out.append(_fold(model, plan, fold, value))
         position += 1
 
-    run_recorded(model, dummy_input, look, fake=False)
+    run_recorded(model, dummy_input, look, data="real")
     return out
 
 
