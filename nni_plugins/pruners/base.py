@@ -326,7 +326,7 @@ class GroupPruner(Pruner):
             gone = np.ones(group.size, dtype=bool)
             for member in makers:
                 mask = spaces[member.name].mask
-                empty = (mask.movedim(member.dim, 0).flatten(1) == 0).all(dim=1).cpu().numpy()
+                empty = (mask.movedim(member.dim, 0).reshape(mask.shape[member.dim], -1) == 0).all(dim=1).cpu().numpy()
                 gone &= empty[member.indices].all(axis=1)
             if gone.any() and not gone.all():
                 dead[group.name] = gone

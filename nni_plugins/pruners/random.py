@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 from zlib import crc32
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -51,6 +52,6 @@ class RandomPruner(GroupPruner):
     def _scores(self) -> dict[str, Tensor]:
         scores = {}
         for group in self.groups:
-            generator = torch.Generator().manual_seed(self.seed * 2**32 + crc32(group.name.encode()))
-            scores[group.name] = torch.rand(group.size, generator=generator, dtype=torch.float64)
+            draw = np.random.default_rng([self.seed, crc32(group.name.encode())])
+            scores[group.name] = torch.from_numpy(draw.random(group.size))
         return scores

@@ -1,0 +1,131 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from nni_plugins.channels import ChannelGraph
+from nni_plugins.pruners import MagnitudePruner
+
+from .nets import X, make
+
+
+class Odd(nn.Module):
+    """A subclass of Conv2d, a bare scale, a layer called twice, and a module under two names."""
+
+    class MyConv(nn.Conv2d):
+        pass
+
+    def __init__(self):
+        super().__init__()
+        self.first = self.MyConv(3, 12, 3, padding=1)
+        self.gamma = nn.Parameter(torch.rand(12, 1, 1) + 0.5)
+        self.twice = nn.Conv2d(12, 12, 3, padding=1)
+        self.alias = self.twice
+        self.act = nn.PReLU(12)
+        self.fc = nn.Linear(12, 5)
+
+    def forward(self, x):
+        x = self.act(self.first(x)) * self.gamma
+        x = self.alias(self.twice(x).relu()).relu()
+        return self.fc(x.mean((2, 3)))
+
+
+class Tied(nn.Module):
+    """Two layers that share their weight, as an embedding and a head do."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Linear(6, 8)
+        self.one, self.two = nn.Linear(8, 16, bias=False), nn.Linear(8, 16, bias=False)
+        self.two.weight = self.one.weight
+        self.fc = nn.Linear(16, 3)
+
+    def forward(self, x):
+        x = self.stem(x).relu()
+        return self.fc(self.one(x).relu() + self.two(x * 2).relu())
+
+
+def test_any_module_can_be_masked():
+    torch.manual_seed(0)
+    net = Odd().eval()
+    pruner = MagnitudePruner(net, [{"op_types": ["MyConv", "Conv2d"], "sparse_ratio": 0.5}], dummy_input=X)
+    dense = net(X)
+    model, masks = pruner.compress()
+    assert not torch.allclose(model(X), dense)
+    gone = 1 - pruner.plan.cost().params / pruner.graph.cost().params
+    assert gone > 0.4
+    for module, parameter in (
+        ("first", "weight"),
+        ("first", "bias"),
+        ("act", "weight"),
+        ("", "gamma"),
+        ("twice", "weight"),
+    ):
+        assert masks[module][parameter].mean() < 1, (module, parameter)
+    assert "alias" not in masks
+    masked = model(X)
+    pruner.unwrap_model()
+    assert isinstance(net.gamma, nn.Parameter)
+    assert net.alias is net.twice
+    with torch.no_grad():
+        for module, targets in masks.items():
+            for parameter, mask in targets.items():
+                getattr(net.get_submodule(module), parameter).mul_(mask)
+    torch.testing.assert_close(net(X), masked)
+
+
+def test_tied_weights_stay_tied():
+    torch.manual_seed(0)
+    net, x = Tied(), torch.randn(4, 6)
+    before = net(x)
+    pruner = MagnitudePruner(net, [{"op_names": ["two", "stem"], "sparse_ratio": 0.5}], dummy_input=x)
+    wrapped = dict(net.named_parameters())
+    assert [name for name in wrapped if name.startswith(("one", "two"))] == ["one._nni_wrapper.weight"]  # one parameter
+    torch.testing.assert_close(net(x), before)
+    _, masks = pruner.compress()
+    assert torch.equal(masks["one"]["weight"], masks["two"]["weight"])
+    assert masks["one"]["weight"].mean() < 1
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    net(x).square().sum().backward()
+    optimizer.step()
+    pruner.unwrap_model()
+    assert net.one.weight is net.two.weight
+    assert len(list(net.parameters())) == 5
+
+
+def test_wrapping_changes_no_output_and_unwrapping_restores_the_model():
+    net = make("residual")
+    reference = copy.deepcopy(net)
+    names = list(net.state_dict())
+    pruner = MagnitudePruner(net, [{"op_types": ["Conv2d"], "sparse_ratio": 0.5}], dummy_input=X)
+    assert torch.equal(net(X), reference(X))
+    pruner.unwrap_model()
+    assert torch.equal(net(X), reference(X))
+    assert sorted(net.state_dict()) == sorted(names)
+    assert not any("_nni_wrapper" in name for name, _ in net.named_modules())
+
+
+def test_masked_units_get_no_gradient_and_stay_dead_in_training():
+    net = make("plain")
+    pruner = MagnitudePruner(net, [{"op_types": ["Conv2d"], "sparse_ratio": 0.5}], dummy_input=X)
+    net, masks = pruner.compress()
+    net.train()
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        net(X).square().sum().backward()
+        optimizer.step()
+    seen = {}
+    net.get_submodule("bn1").register_forward_hook(lambda _m, _i, output: seen.update(output=output))
+    net.eval()(X)
+    dead = masks["bn1"]["weight"] == 0
+    assert dead.sum() == 8
+    assert seen["output"][:, dead].abs().max() == 0
+
+
+def test_a_wrapped_model_is_refused_with_the_remedy():
+    net = make("plain")
+    MagnitudePruner(net, [{"op_types": ["Conv2d"], "sparse_ratio": 0.5}], dummy_input=X)
+    with pytest.raises(ValueError, match=r"unwrap_model\(\)"):
+        ChannelGraph.watch(net, X)
