@@ -1,5 +1,206 @@
+"""The end of a search: choose the winner, read the test split once, prove, and write the report and the model."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 from nni_plugins.experiment.errors import ExperimentError
+from nni_plugins.experiment.folders import METRICS, read_json
+from nni_plugins.experiment.manifest import Known
+from nni_plugins.experiment.trials import Trial, best
+from nni_plugins.report.environment import environment
+from nni_plugins.report.findings import Candidate, Findings, ModelFigures, StockCheck
+
+if TYPE_CHECKING:
+    from nni_plugins.training import DenseBaseline, Recipe
+
+TEST = "test.json"
+REPORT, PLOT, DATA, BEST = "report.md", "pareto.png", "report.json", "best"
+KEPT = ("compact.safetensors", "masks.safetensors", "masked.safetensors", "plan.json", METRICS, "recipe.yml")
+FILES = (
+    "`report.md`: this page; `report.json`: the same figures for scripts",
+    "`pareto.png`: the plot",
+    "`best/compact.safetensors`: the compact model, "
+    "for `nni_plugins.speedup.load_compact` (needs torch and safetensors only)",
+    "`best/plan.json`: which units were kept; `best/masks.safetensors`, `best/masked.safetensors`: the masked model",
+    "`best/recipe.yml`: the recipe with the tuner's values in it",
+)
 
 
-def finish(known, output, say):
-    raise ExperimentError(f"not yet: {known.trials()}")
+def finish(known: Known, output: Path | None, say: Callable[[str], Any]) -> tuple[Findings, Path]:
+    """Report on the trials that an experiment has.
+
+    Parameters
+    ----------
+    known
+        The experiment, running or stopped.
+    output
+        Where the report goes; ``outputs/NAME-ID`` by default.
+    say
+        Called with a line on each step that takes time.
+
+    Returns
+    -------
+    The findings, and the folder that they were written to.
+
+    Raises
+    ------
+    ExperimentError
+        When no trial succeeded, with the first failed trial's reason.
+    """
+    from nni_plugins.training import load_recipe, prepare_dense
+
+    trials = known.trials()
+    winner = best(trials)
+    if winner is None or winner.folder is None:
+        raise ExperimentError(no_winner(known, trials))
+    recipe = load_recipe(winner.folder / "recipe.yml")
+    metrics = read_json(winner.folder / METRICS) or {}
+    dense = prepare_dense(recipe, known.folder / "dense", say)
+    say(f"trial {winner.id} is the best; reading the test split")
+    test = test_figures(recipe, winner, dense, known.folder / TEST)
+    say("taking it through NNI's own ModelSpeedup")
+    findings = Findings(
+        title=known.name or known.id,
+        metric=str(metrics.get("metric", "accuracy")),
+        higher_is_better=bool(metrics.get("higher_is_better", True)),
+        dense=dense_figures(dense, test["dense"]),
+        compact=compact_figures(metrics, test["compact"]),
+        chosen=winner.id,
+        candidates=[candidate(trial) for trial in trials],
+        max_error=float(metrics["max_error"]),
+        relative_error=float(metrics["relative_error"]),
+        tolerance=recipe.speedup.tolerance,
+        stock=stock_check(recipe, winner.folder),
+        bounds=bounds(recipe),
+        seconds=duration(known),
+        environment=environment(),
+        commands=commands(known),
+        recipe=(winner.folder / "recipe.yml").read_text(encoding="utf-8"),
+        experiment={"id": known.id, "folder": str(known.folder)},
+    )
+    return findings, write(findings, output or Path("outputs") / f"{findings.title}-{known.id}", winner.folder)
+
+
+def write(findings: Findings, output: Path, source: Path) -> Path:
+    """Write page, plot, figures and the winner's files into `output`; returns it."""
+    from nni_plugins.report.page import save_page
+    from nni_plugins.report.pareto import save_pareto
+
+    try:
+        (output / BEST).mkdir(parents=True, exist_ok=True)
+        save_pareto(findings, output / PLOT)
+        save_page(findings, output / REPORT, PLOT, FILES)
+        (output / DATA).write_text(json.dumps(findings.to_dict(), indent=1, default=str), encoding="utf-8")
+        for name in KEPT:
+            if source != output / BEST and (source / name).is_file():
+                shutil.copyfile(source / name, output / BEST / name)
+    except OSError as error:
+        raise ExperimentError(f"{output}: the report cannot be written ({error.strerror})") from None
+    return output
+
+
+def test_figures(recipe: Recipe, winner: Trial, dense: DenseBaseline, record: Path) -> dict[str, float]:
+    """The test metric of the dense and of the compact model: read once, kept in `record`, then taken from there."""
+    from nni_plugins.training import evaluate_test
+
+    assert winner.folder is not None
+    known = read_json(record)
+    if known is not None and known.get("trial") == winner.id:
+        return {"dense": known["dense"], "compact": known["compact"]}
+    figures = {
+        "dense": float(evaluate_test(recipe, dense.path)["accuracy"]),
+        "compact": float(evaluate_test(recipe, winner.folder / "compact.safetensors")["accuracy"]),
+    }
+    record.write_text(json.dumps({"trial": winner.id, **figures}), encoding="utf-8")
+    return figures
+
+
+def stock_check(recipe: Recipe, folder: Path) -> StockCheck:
+    """The winner through NNI's own speedup; a failure of it is part of the report, not the end of it."""
+    from nni_plugins.experiment.stock import through_stock_speedup
+
+    try:
+        return through_stock_speedup(recipe, folder)
+    except Exception as error:
+        return StockCheck(False, float("nan"), f"{type(error).__name__}: {' '.join(str(error).split())}")
+
+
+def no_winner(known: Known, trials: list[Trial]) -> str:
+    """Why there is nothing to report, in one line."""
+    if not trials:
+        return f"experiment {known.id} has no trials yet; `nni-plugins status {known.id}` shows how far it is"
+    failed = [trial for trial in trials if trial.status == "FAILED"]
+    if failed:
+        return (
+            f"experiment {known.id}: no trial succeeded, {len(failed)} of {len(trials)} failed; "
+            f"trial {failed[0].id}: {failed[0].reason}"
+        )
+    return f"experiment {known.id}: none of its {len(trials)} trials has left a compact model on this machine"
+
+
+def candidate(trial: Trial) -> Candidate:
+    """One trial as the report shows it."""
+    metrics = (read_json(trial.folder / METRICS) if trial.folder else None) or trial.metrics
+    finished = trial.status == "SUCCEEDED"
+    broken = metrics.get("broken_bounds") or {}
+    note = trial.reason
+    if finished and broken:
+        note = "over the bound on " + ", ".join(broken) + ("" if metrics.get("finetuned", True) else ", not fine-tuned")
+    return Candidate(
+        id=trial.id,
+        sequence=trial.sequence,
+        status=trial.status,
+        metric=metrics.get("accuracy") if finished else None,
+        macs=metrics.get("macs") if finished else None,
+        default=trial.default,
+        parameters=trial.parameters,
+        note=note,
+        feasible=bool(metrics.get("feasible", True)),
+    )
+
+
+def dense_figures(dense: DenseBaseline, test: float | None) -> ModelFigures:
+    """The dense model in numbers."""
+    size = dense.path.stat().st_size if dense.path.is_file() else None
+    return ModelFigures("dense", dense.macs, dense.params, dense.latency_ms, dense.accuracy, test, size)
+
+
+def compact_figures(metrics: dict[str, Any], test: float | None) -> ModelFigures:
+    """The compact model in numbers, from its ``metrics.json``."""
+    return ModelFigures(
+        name="compact",
+        macs=metrics["macs"],
+        params=metrics["params"],
+        latency_ms=metrics["latency_ms"],
+        validation=metrics["accuracy"],
+        test=test,
+        file_bytes=metrics.get("bytes"),
+    )
+
+
+def bounds(recipe: Recipe) -> dict[str, float]:
+    """The bounds that the recipe's objective sets."""
+    names = [field.name for field in dataclasses.fields(recipe.objective)]
+    limits = {name: getattr(recipe.objective, name) for name in names if name in ("macs", "params", "latency_ms")}
+    return {name: value for name, value in limits.items() if value is not None}
+
+
+def duration(known: Known) -> float | None:
+    """Seconds that the search ran, as NNI counts them."""
+    seconds = known.profile().get("execDuration")
+    return float(seconds) if isinstance(seconds, (int, float)) else None
+
+
+def commands(known: Known) -> list[str]:
+    """How to get the same again."""
+    folder = known.profile().get("params", {}).get("trialCodeDirectory")
+    source = Path(folder) if folder else None
+    if source is not None and source.is_relative_to(Path.cwd()):
+        source = source.relative_to(Path.cwd())
+    return [f"nni-plugins run {source}"] if source is not None else []

@@ -65,10 +65,10 @@ def proof_lines(findings: Findings) -> list[str]:
         lines.append(f"NNI's own ModelSpeedup with our replacers was not compared: {stock.note}.")
     elif stock is not None:
         shapes = "the same shapes" if stock.same_shapes else "OTHER SHAPES"
-        lines.append(
-            f"NNI's own ModelSpeedup with our replacers makes a model of {shapes}, and its outputs differ by at most "
-            f"{stock.max_error:.1e} of their size."
-        )
+        outputs = f"outputs that differ by at most {stock.max_error:.1e} of their size"
+        if stock.max_error == 0:
+            outputs = "the same outputs, to the last bit"
+        lines.append(f"NNI's own ModelSpeedup with our replacers makes a model of {shapes} and {outputs}.")
     return lines
 
 
