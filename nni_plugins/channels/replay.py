@@ -23,8 +23,8 @@ _SAME = {
     "aten._reshape_alias": "aten.view",
     "aten.reshape": "aten.view",
 }
-#: Copies, which a reshape makes or not as the strides fall out.
-_COPIES = frozenset(["aten.clone", "aten.contiguous"])
+#: Copies and aliases, which come and go as strides and caches fall out.
+COPIES = frozenset(["aten.clone", "aten.contiguous", "aten.detach", "aten.alias", "aten.lift_fresh"])
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Replay:
     def __init__(self, plan: Plan, dummy_input: Any) -> None:
         self._plan = plan
         self._dummy_input = dummy_input
-        self._operators = [op for op in plan.graph.trace.operators if op.name not in _COPIES]
+        self._operators = [op for op in plan.graph.trace.operators if op.name not in COPIES]
         self._kept: dict[int, int] = {}
 
     def predicted(self, info: Info) -> tuple[int, ...]:
@@ -95,7 +95,7 @@ class Replay:
         def check(func: Any, args: tuple, kwargs: dict, out: Any, module: str) -> None:
             nonlocal position
             tensors, name = output_tensors(out), rule_for(func)[0]
-            if not tensors or name in _COPIES:
+            if not tensors or name in COPIES:
                 return
             if position >= len(self._operators):
                 raise _Stop(Mismatch(position, None, "the compact model runs more operators"))

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from nni_plugins.channels.plan import Plan
+from nni_plugins.channels.rules.registry import rule_for
 from nni_plugins.channels.trace import output_tensors
 from nni_plugins.channels.watch import run_recorded
 from nni_plugins.speedup.infer import Fold
@@ -46,22 +47,21 @@ def measure(model: nn.Module, dummy_input: Any, plan: Plan, folds: list[Fold]) -
     """
     if not folds:
         return []
-    wanted: dict[int, list[Fold]] = {}
+    wanted: dict[tuple[str, str], list[Fold]] = {}
     for fold in folds:
-        wanted.setdefault(fold.index, []).append(fold)
-    position, out = 0, []
+        wanted.setdefault((fold.operator.module, fold.operator.name), []).append(fold)
+    out = []
 
     def look(func: Any, args: tuple, kwargs: dict, result: Any, module: str) -> None:
-        nonlocal position
-        if not output_tensors(result):
-            return
-        for fold in wanted.get(position, []):
+        for fold in wanted.pop((module, rule_for(func)[0]), []):
             tensors = output_tensors((args, kwargs))
             value = tensors[fold.operator.inputs.index(fold.contraction.left)]
             out.append(_fold(model, plan, fold, value))
-        position += 1
 
     run_recorded(model, dummy_input, look, data="real")
+    if wanted:
+        module, operator = next(iter(wanted))
+        raise RuntimeError(f"{operator} in {module or 'the model'} was watched, but does not run on real tensors")
     return out
 
 

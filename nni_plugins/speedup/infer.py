@@ -36,9 +36,11 @@ _NORMS = frozenset(
 
 @dataclass(frozen=True)
 class Fold:
-    """A constant to be folded: operator ``index`` contracts ``left`` with the weight of ``module``; ``units`` go."""
+    """A constant to be folded: ``operator`` contracts an input with its module's weight, and ``units`` of it go.
 
-    index: int
+    The module has no other contraction, so that its name and the operator's find the place in another run.
+    """
+
     operator: Operator
     contraction: Contraction
     units: Array
@@ -86,12 +88,12 @@ class MaskInference:
 
     def plan(self) -> Plan:
         """Return the plan, and set :attr:`folds`."""
-        constants: list[tuple[int, Operator, Contraction]] = []
-        for index, operator in enumerate(self._graph.trace.operators):
+        constants: list[tuple[Operator, Contraction]] = []
+        for operator in self._graph.trace.operators:
             self._propagate(operator)
             for contraction in operator.contractions:
                 if self._judge(operator, contraction):
-                    constants.append((index, operator, contraction))
+                    constants.append((operator, contraction))
         kept = {}
         for group in self._graph.groups:
             if not group.prunable or (self._exact_only and not group.exact):
@@ -104,12 +106,12 @@ class MaskInference:
                 keep[0] = True  # a layer is never emptied
             kept[group.name] = keep
         plan = Plan(self._graph, kept)
-        for index, operator, contraction in constants:
+        for operator, contraction in constants:
             labels = contraction.left.labels[contraction.left_dim]
             assert labels is not None
             gone = np.flatnonzero(~plan.keeps(labels) & ~self._zero(contraction.left, contraction.left_dim))
             if len(gone):
-                self.folds.append(Fold(index, operator, contraction, gone))
+                self.folds.append(Fold(operator, contraction, gone))
         return plan
 
     # -- what flows ------------------------------------------------------------------------------------------------

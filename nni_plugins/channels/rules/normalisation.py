@@ -75,4 +75,7 @@ def group_norm(call: Call) -> list[MaybeLabels]:
     call.inexact(inner, _ACROSS)
     call.trace.labels.relate(channels, group, inner, call.because("group norm"))
     call.size_of("num_groups", group)
+    for index in (1, 2):  # mean and deviation of each group
+        if index < len(call.outputs) and call.shape(index)[-1:] == (groups,):
+            call.give(index, [None, group])
     return list(x.labels)

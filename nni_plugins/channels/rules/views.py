@@ -167,3 +167,18 @@ def pixel_shuffle(call: Call) -> list[MaybeLabels]:
     inner = call.fresh(block)
     call.freeze_silently(inner)
     return [*x.labels[:-3], call.trace.labels.merge(labels, inner, call.cause), None, None]
+
+
+@rule("aten.channel_shuffle", "aten.native_channel_shuffle")
+def channel_shuffle(call: Call) -> list[MaybeLabels]:
+    """Channels are the pair (group, channel in the group), and come out the other way round."""
+    x, groups = call.inputs[0], int(call.value(1, "groups"))
+    call.zero = x.zero
+    labels = x.labels[1]
+    if labels is None or groups in (1, len(labels)):
+        return list(x.labels)
+    outer, inner = call.trace.labels.split(labels, (groups, len(labels) // groups), call.cause)
+    if outer is None or inner is None:
+        call.freeze(labels, "shuffled")
+        return [x.labels[0], None, *x.labels[2:]]
+    return [x.labels[0], call.trace.labels.merge(inner, outer, call.cause), *x.labels[2:]]
