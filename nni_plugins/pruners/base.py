@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from nni_plugins.channels import ChannelGraph, ChannelGroup, Plan
 from nni_plugins.channels.plan import mask_of
 from nni_plugins.pruners.chain import SCOPES
-from nni_plugins.pruners.errors import PruningError
+from nni_plugins.pruners.errors import BudgetError, PruningError
 from nni_plugins.pruners.schedule import Schedule, as_schedule
 from nni_plugins.pruners.scope import make_pools, neighbourhoods, resolve
 from nni_plugins.pruners.select import TARGETS, select
@@ -176,19 +176,8 @@ class GroupPruner(Pruner):
 
     def prune(self, fraction: float = 1.0) -> Masks:
         """Score, select and set masks so that ``fraction`` of the asked sparsity is removed; return the masks."""
-        dead = self._dead_units()
         self.scores = _same_on_all_ranks(self._scores())
-        pools = make_pools(self.resolved, self._current_settings(fraction), scope=self.scope, classes=self._classes)
-        kept = select(
-            self.graph,
-            pools,
-            {name: score.detach().cpu().numpy() for name, score in self.scores.items()},
-            target=self.target,
-            round_to=self.round_to,
-            normalise=self.normalise,
-            dead=dead,
-            tolerance=self.tolerance,
-        )
+        kept = self._select({name: score.detach().cpu().numpy() for name, score in self.scores.items()}, fraction)
         self.plan = Plan(self.graph, kept)
         masks: Masks = {}
         for name, dims in self.plan.slices().items():
@@ -201,6 +190,30 @@ class GroupPruner(Pruner):
                 masks.setdefault(space._wrapper.name, {})[space._target_name] = mask
         self.update_masks(masks)
         return masks
+
+    def _select(self, scores: dict[str, np.ndarray], fraction: float) -> dict[str, np.ndarray]:
+        """Keep masks by group name; short of the final sparsity, a budget that is missed is no error."""
+        current = self._current_settings(fraction)
+        final = self._asked_settings()
+        return select(
+            self.graph,
+            make_pools(self.resolved, current, scope=self.scope, classes=self._classes),
+            scores,
+            target=self.target,
+            round_to=self.round_to,
+            normalise=self.normalise,
+            dead=self._dead_units(),
+            tolerance=self.tolerance,
+            strict=all((current[name]["sparse_ratio"] or 0) >= (final[name] or 0) for name in current),
+        )
+
+    def _refuse_unreachable(self) -> None:
+        """Raise before any training where no scores could meet the budget."""
+        try:
+            self._select({group.name: np.ones(group.size) for group in self.groups}, 1.0)
+        except BudgetError as error:
+            if error.reachable < error.asked:
+                raise
 
     # -- NNI's life of a compressor ------------------------------------------------------------------------------
 
@@ -249,6 +262,7 @@ class GroupPruner(Pruner):
             self.prune()
             self.finished = True
             return
+        self._refuse_unreachable()
         self._watch_training(evaluator)
         evaluator.patch_optimizer_step(before_step_tasks=[], after_step_tasks=[self._after_step])
 
@@ -307,6 +321,10 @@ class GroupPruner(Pruner):
                     setting[key] *= fraction
         return current
 
+    def _asked_settings(self) -> dict[str, float | None]:
+        """The sparsity that the configuration asks of each group in the end."""
+        return {c.group.name: self.resolved.settings[c.entry].get("sparse_ratio") for c in self.resolved.claims}
+
     def _dead_units(self) -> dict[str, np.ndarray]:
         """Units, of any group, whose producers are all masked already: bool [size] by group name."""
         spaces = {
@@ -316,7 +334,7 @@ class GroupPruner(Pruner):
         }
         dead = {}
         for group in self.graph.groups:
-            makers = [m for m in group.members if m.role == "out" and m.parameter != "bias"]
+            makers = [m for m in group.members if m.role == "out" and not m.parameter.endswith("bias")]
             if (
                 not group.prunable
                 or not makers

@@ -59,10 +59,10 @@ class MagnitudePruner(GroupPruner):
 
     def _scores(self) -> dict[str, Tensor]:
         measure = Tensor.abs if self.norm == "l1" else Tensor.square
-        values = {name: measure(tensor.detach()) for name, tensor in self.parameters.items()}
+        values = {name: measure(p.detach()) for name, p in self.parameters.items() if not name.endswith("bias")}
         scores = {}
         for group in self.groups:
-            total = group_sums(group, values, skip=("bias",))
+            total = group_sums(group, values)
             if total is None:
                 raise PruningError(f"{group.name}: no weight belongs to its units, so they have no magnitude")
             scores[group.name] = total if self.norm == "l1" else total.sqrt()

@@ -40,9 +40,7 @@ def member_sums(values: Tensor, member: Member) -> Tensor:
     return along[torch.as_tensor(member.indices, device=along.device)].sum(dim=1)
 
 
-def group_sums(
-    group: ChannelGroup, values: Mapping[str, Tensor], roles: Collection[str] = ROLES, skip: Collection[str] = ()
-) -> Tensor | None:
+def group_sums(group: ChannelGroup, values: Mapping[str, Tensor], roles: Collection[str] = ROLES) -> Tensor | None:
     """Sum of elementwise values over the members of a group.
 
     Parameters
@@ -53,8 +51,6 @@ def group_sums(
         By parameter name (``layer.weight``); members whose parameter is absent are left out.
     roles : collection of {'out', 'scale', 'in'}
         Roles that count.
-    skip : collection of str
-        Names of parameters within their module that do not count, as ``bias``.
 
     Returns
     -------
@@ -63,7 +59,7 @@ def group_sums(
     """
     total: Tensor | None = None
     for member in group.members:
-        if member.role in roles and member.parameter not in skip and member.name in values:
+        if member.role in roles and member.name in values:
             sums = member_sums(values[member.name], member)
             total = sums if total is None else total + sums.to(total.device)
     return total

@@ -65,20 +65,20 @@ def _channels(graph: ChannelGraph, kept: Kept, pool: Pool) -> float:
     return float(sum(kept.get(name, sizes[name]) for name in pool.groups))
 
 
-def _counted(position: int, total: str) -> Callable[[ChannelGraph, Kept, Pool], float]:
+def _counted(position: int) -> Callable[[ChannelGraph, Kept, Pool], float]:
     def cost(graph: ChannelGraph, kept: Kept, pool: Pool) -> float:
-        found = graph.cost(kept)
         if pool.modules is None:
-            return float(getattr(found, total))
-        return float(sum(cost[position] for module, cost in found.modules.items() if module in pool.modules))
+            return graph.cost_model.totals(graph.cost_model.counts(kept))[position]
+        modules = graph.cost(kept).modules
+        return float(sum(modules[name][position] for name in pool.modules if name in modules))
 
     return cost
 
 
 TARGETS: dict[str, Callable[[ChannelGraph, Kept, Pool], float]] = {
     "channels": _channels,
-    "macs": _counted(0, "macs"),
-    "params": _counted(1, "params"),
+    "macs": _counted(0),
+    "params": _counted(1),
 }
 """What a budget counts, by name: a function of the graph, the units kept of each group, and the pool."""
 
@@ -248,6 +248,7 @@ def select(
     normalise: str | None = "mean",
     dead: Mapping[str, np.ndarray] | None = None,
     tolerance: float = 0.02,
+    strict: bool = True,
 ) -> dict[str, np.ndarray]:
     """Choose the units to keep so that each pool meets its budget.
 
@@ -269,6 +270,8 @@ def select(
         Bool [size]: units of any group that are gone already. They stay gone and count as removed.
     tolerance : float
         How far from the budget, as a fraction of the dense cost, is near enough.
+    strict : bool
+        Whether to raise where a budget is missed; else the nearest state is taken.
 
     Returns
     -------
@@ -322,7 +325,8 @@ def select(
         if all(np.array_equal(old, search.state) for old, search in zip(before, searches, strict=True)):
             break
     for search in searches:
-        search.check(others(search))
+        if strict:
+            search.check(others(search))
         kept.update(search.chain.keep_masks(search.state))
     return {name: mask for name, mask in kept.items() if not mask.all()}
 

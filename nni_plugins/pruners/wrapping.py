@@ -42,19 +42,31 @@ class MaskedWrapper(ModuleWrapper):
     def __init__(self, module: nn.Module, module_name: str):
         super().__init__(module, module_name)
         self.ties: list[Tie] = []
+        self._uncalled: list[MaskedWrapper] = []
+
+    def serve(self, child: MaskedWrapper) -> None:
+        """Refresh a child's parameters at each forward: its own is never called (MultiheadAttention's ``out_proj``)."""
+        if child not in self._uncalled:
+            self._uncalled.append(child)
+
+    def set_masked(self) -> None:
+        """Put the masked parameters where the module's forward reads them."""
+        spaces = self.pruning_target_spaces
+        for name, value in self.patch_params({name: space.target for name, space in spaces.items()}).items():
+            setattr(self.module, name, value)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the module under its masks; inputs and outputs pass untouched unless another compressor targets them."""
-        masked = self.pruning_target_spaces
+        for child in self._uncalled:
+            child.set_masked()
         if (
             self.quantization_target_spaces
             or self.distillation_target_spaces
             or self.fused_modules
-            or any(space.type is not TargetType.PARAMETER for space in masked.values())
+            or any(space.type is not TargetType.PARAMETER for space in self.pruning_target_spaces.values())
         ):
             return super().forward(*args, **kwargs)
-        for name, target in self.patch_params({name: space.target for name, space in masked.items()}).items():
-            setattr(self.module, name, target)
+        self.set_masked()
         return self.module_forward(*args, **kwargs)
 
     def unwrap(self) -> None:
@@ -117,4 +129,10 @@ def attach_targets(
             tie.places.append(place)
             if isinstance(wrapper, MaskedWrapper):
                 wrapper.ties.append(tie)
+    for name in [name for name in result if name.endswith("out_proj")]:
+        parent, child = name.rpartition(".")[0], result[name]
+        if isinstance(modules[parent], nn.MultiheadAttention) and isinstance(child, MaskedWrapper):
+            holder = result.setdefault(parent, MaskedWrapper(modules[parent], parent))
+            if isinstance(holder, MaskedWrapper):
+                holder.serve(child)
     return result, targets

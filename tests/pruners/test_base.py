@@ -230,3 +230,27 @@ def test_the_plan_is_one_of_channels_and_costs_what_it_says():
     pruner = MagnitudePruner(make("concat"), HALF, dummy_input=X)
     assert isinstance(pruner.plan, Plan)
     assert pruner.plan.cost().macs == pruner.graph.cost().macs
+
+
+def test_an_unreachable_budget_is_refused_before_training(make_evaluator):
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 3), torch.nn.ReLU(),
+        torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(8, 10),
+    )  # fmt: skip
+    evaluator = make_evaluator(net)
+    config = [{"op_types": ["Conv2d"], "sparse_ratio": 0.9, "max_sparse_ratio": 0.5}]
+    with pytest.raises(BudgetError, match="out of reach"):
+        TaylorPruner(net, config, evaluator, 5, target="macs").compress()
+    assert evaluator.steps == []
+
+
+def test_steps_of_a_schedule_may_be_too_coarse_as_long_as_its_end_is_met(make_evaluator):
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 8, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 3, padding=1), torch.nn.ReLU(),
+        torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(8, 10),
+    )  # fmt: skip
+    schedule = {"shape": "linear", "times": 20, "interval_steps": 1}
+    pruner = MagnitudePruner(net, HALF, make_evaluator(net), target="params", schedule=schedule, tolerance=0.05)
+    pruner.compress()
+    assert pruner.plan.cost().params / pruner.graph.cost().params == pytest.approx(0.5, abs=0.05)

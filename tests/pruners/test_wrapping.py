@@ -129,3 +129,35 @@ def test_a_wrapped_model_is_refused_with_the_remedy():
     MagnitudePruner(net, [{"op_types": ["Conv2d"], "sparse_ratio": 0.5}], dummy_input=X)
     with pytest.raises(ValueError, match=r"unwrap_model\(\)"):
         ChannelGraph.watch(net, X)
+
+
+def test_attention_heads_are_masked_and_its_uncalled_projection_still_trains():
+    """MultiheadAttention reads its out_proj without calling it, so that NNI's wrapper there would never act."""
+    torch.manual_seed(0)
+
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention, self.fc = nn.MultiheadAttention(32, 4, batch_first=True), nn.Linear(32, 5)
+
+        def forward(self, x):
+            return self.fc(self.attention(x, x, x, need_weights=False)[0].mean(1))
+
+    net, x = Attention().train(), torch.randn(2, 7, 32)
+    pruner = MagnitudePruner(net, [{"op_types": ["MultiheadAttention"], "sparse_ratio": 0.5}], dummy_input=x)
+    dense = net(x)
+    _, masks = pruner.compress()
+    assert masks["attention.out_proj"]["weight"].mean() == masks["attention"]["in_proj_weight"].mean() == 0.5
+    assert not torch.allclose(net(x), dense)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.5)
+    before = net.attention.out_proj._nni_wrapper.weight.detach().clone()
+    net(x).square().sum().backward()
+    optimizer.step()
+    assert not torch.equal(net.attention.out_proj._nni_wrapper.weight, before)
+    masked = net(x)
+    pruner.unwrap_model()
+    with torch.no_grad():
+        net.attention.out_proj.weight.mul_(masks["attention.out_proj"]["weight"])
+        net.attention.in_proj_weight.mul_(masks["attention"]["in_proj_weight"])
+        net.attention.in_proj_bias.mul_(masks["attention"]["in_proj_bias"])
+    torch.testing.assert_close(net(x), masked)
