@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["COMPACT", "MASKED", "MASKS", "METRICS", "PLAN", "compress", "evaluate_test", "prepare_dense"]
 
 COMPACT, MASKED, MASKS = "compact.safetensors", "masked.safetensors", "masks.safetensors"
-PLAN, METRICS, RECIPE, CHECKPOINT = "plan.json", "metrics.json", "recipe.yml", "finetune.pt"
+PLAN, METRICS, RECIPE, CHECKPOINT = "plan.json", "metrics.json", "recipe.yml", "finetune-{}.pt"
 RECALIBRATE_PRUNED = 20  # batches, for a model that is not fine-tuned because it broke a bound
 
 
@@ -48,6 +49,7 @@ class _Run:
     data: Data
     loop: Loop
     example: Any
+    checkpoint: Path
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
@@ -92,9 +94,12 @@ def compress(
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
     recipe.save(output / RECIPE)
+    checkpoint = output / CHECKPOINT.format(_key(recipe))
+    for stale in set(output.glob(CHECKPOINT.format("*"))) - {checkpoint}:  # of another recipe
+        stale.unlink(missing_ok=True)
     data = build_data(recipe)
     loop = Loop(finetune_recipe(recipe), data, "fine-tuning")
-    run = _Run(recipe, output, dense, data, loop, loop.place(data.example))
+    run = _Run(recipe, output, dense, data, loop, loop.place(data.example), checkpoint)
     model = loop.place(dense_model(recipe, data, dense.path))
     with run.timed("prune"):
         from nni_plugins.channels import ChannelGraph
@@ -191,6 +196,10 @@ def load_masks(path: str | Path) -> Masks:
     return masks
 
 
+def _key(recipe: Recipe) -> str:
+    return hashlib.sha256(json.dumps(recipe.to_dict(), sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
 def _breaks_bounds(run: _Run, plan: Plan | None) -> bool:
     if plan is None or not run.recipe.objective.skip_infeasible:
         return False
@@ -223,9 +232,8 @@ def _finetune(
             on_epoch(loop.metric.better(value) if costly else objective(recipe, loop.metric, run.dense, known))
 
     seed_everything(recipe.seed + 2)
-    checkpoint = run.output / CHECKPOINT
-    loop.train(model, loop.optimizer(model), on_epoch=report, after_step=keep_masked, checkpoint=checkpoint)
-    checkpoint.unlink(missing_ok=True)
+    loop.train(model, loop.optimizer(model), on_epoch=report, after_step=keep_masked, checkpoint=run.checkpoint)
+    run.checkpoint.unlink(missing_ok=True)
     recalibrate(model, loop, recipe.speedup.recalibrate_batches)
     apply_masks(model, masks)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nni_plugins.training.errors import RecipeError
+from nni_plugins.training.light import light
 from nni_plugins.training.recipe import Recipe, TrainSettings
 
 Loss = Callable[[Any, Any], Tensor]
@@ -74,16 +75,16 @@ METRICS: dict[str, Metric] = {
 }
 
 OPTIMIZERS: dict[str, Callable[[Parameters, TrainSettings], torch.optim.Optimizer]] = {
-    "sgd": lambda parameters, settings: torch.optim.SGD(
+    "sgd": lambda parameters, settings: light(torch.optim.SGD)(
         parameters,
         lr=settings.learning_rate,
         momentum=settings.momentum,
         **{"nesterov": settings.momentum > 0, **settings.optimizer_arguments},
     ),
-    "adam": lambda parameters, settings: torch.optim.Adam(
+    "adam": lambda parameters, settings: light(torch.optim.Adam)(
         parameters, lr=settings.learning_rate, **settings.optimizer_arguments
     ),
-    "adamw": lambda parameters, settings: torch.optim.AdamW(
+    "adamw": lambda parameters, settings: light(torch.optim.AdamW)(
         parameters, lr=settings.learning_rate, **settings.optimizer_arguments
     ),
 }

@@ -76,9 +76,16 @@ def test_the_whole_way(cnn, dense, tmp_path):
         evaluate_test(cnn, tmp_path / "metrics.json")
 
 
+def same_weights(recipe, *folders):
+    data = build_data(recipe)
+    one, two = (load_model(recipe, data, folder / COMPACT).state_dict() for folder in folders)
+    assert one.keys() == two.keys()
+    assert all(torch.equal(value, two[name]) for name, value in one.items())
+
+
 def test_same_seed_same_result(cnn, dense, tmp_path):
     one, two = (compress(cnn, tmp_path / name, dense) for name in "ab")
-    assert (tmp_path / "a" / COMPACT).read_bytes() == (tmp_path / "b" / COMPACT).read_bytes()
+    same_weights(cnn, tmp_path / "a", tmp_path / "b")
     assert one["accuracy"] == two["accuracy"]
 
 
@@ -107,7 +114,7 @@ def test_an_interrupted_finetuning_goes_on(cnn, dense, tmp_path):
     seen = []
     assert compress(cnn, tmp_path / "cut", dense, seen.append)["accuracy"] == whole["accuracy"]
     assert len(seen) == 1
-    assert (tmp_path / "cut" / COMPACT).read_bytes() == (tmp_path / "whole" / COMPACT).read_bytes()
+    same_weights(cnn, tmp_path / "cut", tmp_path / "whole")
 
 
 @pytest.mark.parametrize(
@@ -152,7 +159,7 @@ def test_a_broken_bound_is_reported_without_finetuning(cnn, dense, tmp_path):
 @pytest.mark.parametrize(
     ("values", "error", "message"),
     [
-        ({"prune.sparsity": 0.999}, CompressionError, "prune (magnitude): "),
+        ({"prune.sparsity": 0.95, "prune.max_sparsity": 0.5}, CompressionError, "prune (magnitude): "),
         ({"prune.sparsity": 0.9, "prune.groups.layer1": 0.1, "prune.groups.layer2": 0, "prune.groups.layer3": 0,
           "prune.groups.conv1": 0}, CompressionError, "prune.sparsity 0.9 of macs is out of reach"),
         ({"finetune.learning_rate": 1e30}, CompressionError, "fine-tuning diverged: the loss is "),
@@ -224,3 +231,16 @@ def test_regression(tmp_path):
     assert metrics["accuracy"] < 0.02
     assert metrics["macs"] < 0.53 * dense.macs
     assert evaluate_test(recipe, tmp_path / "out" / COMPACT)["accuracy"] < 0.02
+
+
+def test_a_checkpoint_of_another_recipe_is_not_taken(cnn, dense, tmp_path):
+    def stop(value):
+        raise Interrupted
+
+    with pytest.raises(Interrupted):
+        compress(
+            cnn.with_values({"finetune.epochs": 3}), tmp_path, dense, lambda value: None if value < 0 else stop(value)
+        )
+    (tmp_path / "finetune-other.pt").write_bytes(b"x")
+    compress(cnn.with_values({"prune.sparsity": 0.3, "finetune.epochs": 1}), tmp_path, dense)
+    assert not list(tmp_path.glob("finetune*"))
