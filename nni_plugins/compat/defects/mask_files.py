@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import io
+import warnings
 from collections import defaultdict
 from typing import Any
 
@@ -40,7 +41,11 @@ def load_masks(file: Any, map_location: Any = None) -> Any:
     """
     import torch
 
-    with torch.serialization.safe_globals([_plain_dict, dict]):
+    allowed: list[Any] = [_plain_dict, dict]
+    if not hasattr(torch.serialization, "safe_globals"):  # torch 2.4
+        torch.serialization.add_safe_globals(allowed)
+        return torch.load(file, map_location=map_location, weights_only=True)
+    with torch.serialization.safe_globals(allowed):
         return torch.load(file, map_location=map_location, weights_only=True)
 
 
@@ -50,7 +55,9 @@ def _refused(module: Any) -> bool:
     torch.save(defaultdict(dict, {"layer": {"weight": torch.ones(1)}}), file)
     file.seek(0)
     try:
-        torch.load(file)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.load(file)
     except Exception:
         return True
     return False
