@@ -5,6 +5,7 @@ from nni_plugins.compat.defects import (
     leaf_function,
     lightning_steps,
     mask_files,
+    nas_onnx,
     node_is_impure,
     proxy_bytecode,
     slow_import_evaluator,
@@ -16,8 +17,10 @@ from nni_plugins.compat.defects import (
     transformers_callback,
     transformers_loss,
     transformers_optimizer,
+    trial_parameters,
     wrapped_deepcopy,
     wrapper_empty_cache,
+    wraps_type,
 )
 from nni_plugins.compat.hook import Patch
 
@@ -27,6 +30,7 @@ PATCHES: tuple[Patch, ...] = (
     proxy_bytecode.PATCH,
     leaf_function.PATCH,
     class_wrapper.PATCH,
+    wraps_type.PATCH,
     tracing_imports.PATCH,
     mask_files.SPEEDUP,
     mask_files.CONFLICT,
@@ -36,8 +40,10 @@ PATCHES: tuple[Patch, ...] = (
     transformers_loss.PATCH,
     transformers_optimizer.PATCH,
     transformers_callback.PATCH,
+    nas_onnx.PATCH,
     slow_import_pandas.PATCH,
     slow_import_scipy.PATCH,
     slow_import_version.PATCH,
     slow_import_evaluator.PATCH,
+    trial_parameters.PATCH,
 )
