@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+
+from nni_plugins.compat.defects.mask_files import load_masks
 
 
 def read_masks(masks_or_file: Any, map_location: Any = None) -> Mapping[str, Mapping[str, torch.Tensor | None]]:
@@ -35,9 +36,8 @@ def read_masks(masks_or_file: Any, map_location: Any = None) -> Mapping[str, Map
             module, _, target = name.rpartition(".")
             masks.setdefault(module, {})[target] = mask
         return masks
-    torch.serialization.add_safe_globals([defaultdict, dict])
     try:
-        loaded = torch.load(path, map_location, weights_only=True)
+        loaded = load_masks(path, map_location)
     except Exception as error:
         raise ValueError(f"{path}: not a mask file: {str(error).splitlines()[0]}") from None
     if not isinstance(loaded, Mapping) or not all(isinstance(value, Mapping) for value in loaded.values()):
