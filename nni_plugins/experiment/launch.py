@@ -26,6 +26,8 @@ from nni_plugins.experiment.manager import Manager, experiment_on
 
 START_SECONDS = 90.0
 """NNI gives its web server four seconds to start, which a busy machine does not keep."""
+SLOW_TUNER = "did not connect"
+"""Part of what NNI says of a tuner that took more than ten seconds to start."""
 
 
 @dataclass(frozen=True)
@@ -137,8 +139,10 @@ def check_port(port: int) -> None:
             raise ExperimentError(f"port {port} is taken by {owner}; choose another one with --port") from None
 
 
-def start(config: Any, port: int) -> Running:
+def start(config: Any, port: int, attempts: int = 3) -> Running:
     """Start NNI's manager for `config`; it outlives this process unless :meth:`Running.stop` is called.
+
+    NNI gives its tuner ten seconds to start, which a busy machine does not always keep: then it is started again.
 
     Raises
     ------
@@ -151,7 +155,19 @@ def start(config: Any, port: int) -> Running:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ExperimentError(f"{folder}: the experiments folder cannot be made ({error.strerror})") from None
+    while True:
+        running = _start_once(config, port, folder)
+        reason = _early_error(running)
+        if not reason:
+            return running
+        running.stop()
+        attempts -= 1
+        if not attempts or SLOW_TUNER not in reason:
+            log = running.folder / "log"
+            raise ExperimentError(f"NNI's manager did not start: {reason}; see {log}/dispatcher.log")
 
+
+def _start_once(config: Any, port: int, folder: Path) -> Running:
     import nni
     from nni.experiment import Experiment, RunMode
 
@@ -167,6 +183,23 @@ def start(config: Any, port: int) -> Running:
             f"NNI's manager did not start: {_one_line(error)}; see {log}/nnictl_stderr.log and `nni-plugins doctor`"
         ) from None
     return Running(experiment.id, port, folder / experiment.id, Manager(port), experiment, config.max_trial_number)
+
+
+def _early_error(running: Running) -> str:
+    """Wait until the tuner is there; returns NNI's error when it does not come."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            status, errors = running.manager.status()
+            if status == "ERROR" and not running.manager.trials():
+                return "; ".join(errors) or "NNI does not say why"
+            if status != "INITIALIZED" and running.manager.trials():
+                return ""
+        except ExperimentError:
+            if not running.alive():
+                return "its process is gone"
+        time.sleep(0.3)
+    return ""
 
 
 @contextmanager

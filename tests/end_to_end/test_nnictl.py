@@ -1,0 +1,80 @@
+"""A real ``nnictl`` experiment, from config.yml to DONE, read through NNI's REST API."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+FILES = ("compact.safetensors", "masks.safetensors", "plan.json", "metrics.json", "recipe.yml")
+
+
+def test_experiment_runs_to_done_and_its_results_are_in_nni(
+    nni_home: Any, port: int, write_experiment: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = write_experiment()
+    experiment = nni_home.create(folder / "config.yml", port)
+    nni_home.wait(port)
+
+    jobs = nni_home.get(port, "trial-jobs")
+    assert [job["status"] for job in jobs] == ["SUCCEEDED"] * 4
+    intermediate = [one for one in nni_home.get(port, "metric-data") if one["type"] == "PERIODICAL"]
+    for job in jobs:
+        (final,) = job["finalMetricData"]
+        text = json.loads(final["data"])
+        metrics = json.loads(text)
+        assert text.startswith('{"default"')
+        assert {"accuracy", "macs", "params", "latency_ms", "max_error"} <= set(metrics)
+        assert metrics["relative_error"] < 1e-5
+        assert metrics["macs"] <= 0.6 * metrics["dense"]["macs"]
+        assert sum(one["trialJobId"] == job["trialJobId"] for one in intermediate) == 2
+        # what NNI shows as a trial's parameters is what the trial worked with
+        output = Path(job["logPath"])
+        assert all((output / name).is_file() for name in FILES)
+        shown = json.loads(job["hyperParameters"][-1])["parameters"]
+        recipe = yaml.safe_load((output / "recipe.yml").read_text(encoding="utf-8"))
+        assert recipe["prune"]["sparsity"] == shown["prune.sparsity"]
+        assert recipe["finetune"]["learning_rate"] == shown["finetune.learning_rate"]
+
+    # the dense model was trained once, by one of the trials
+    root = tmp_path / "experiments" / experiment
+    assert len(list((root / "dense").glob("*/weights.safetensors"))) == 1
+    logs = [(Path(job["logPath"]) / "trial.log").read_text(encoding="utf-8") for job in jobs]
+    assert sum("dense epoch 2/2" in log for log in logs) == 1
+
+    status = json.loads(nni_home.run("nni-plugins", "status", "--json").stdout)
+    assert (status["id"], status["status"], status["port"]) == (experiment, "DONE", port)
+
+    nni_home.run("nnictl", "stop", experiment)
+    output = tmp_path / "report"
+    answer = json.loads(nni_home.run("nni-plugins", "report", experiment, "--output", str(output), "--json").stdout)
+    assert answer["compact"]["macs"] <= 0.6 * answer["dense"]["macs"]
+    assert answer["stock"]["same_shapes"]
+    assert answer["stock"]["max_error"] < 1e-5
+    assert answer["stock"]["note"] == ""
+    assert {path.name for path in output.iterdir()} == {"report.md", "report.json", "pareto.png", "best"}
+    assert (output / "best" / "compact.safetensors").is_file()
+
+
+def test_trials_that_start_together_keep_their_own_parameters(
+    nni_home: Any, port: int, write_experiment: Callable[..., Path]
+) -> None:
+    """NNI hands parameters to whoever asks first; here the trial with the lower number always asks last."""
+    folder = write_experiment(trialCommand=f"{__import__('sys').executable} late.py", maxTrialNumber=4)
+    (folder / "late.py").write_text(
+        "import os, time, nni_plugins\n"
+        "time.sleep(3 if int(os.environ['NNI_TRIAL_SEQ_ID']) % 2 == 0 else 0)\n"
+        "import nni\n"
+        "value = nni.get_next_parameter()['prune.sparsity']\n"
+        "time.sleep(1)\n"
+        "nni.report_final_result({'default': value})\n",
+        encoding="utf-8",
+    )
+    nni_home.create(folder / "config.yml", port)
+    nni_home.wait(port, timeout=90)  # without the remedy the tuner dies, and the experiment never ends
+    for job in nni_home.get(port, "trial-jobs"):
+        shown = json.loads(job["hyperParameters"][-1])["parameters"]["prune.sparsity"]
+        assert json.loads(json.loads(job["finalMetricData"][0]["data"]))["default"] == shown
