@@ -86,8 +86,8 @@ def parameter_masks(model: nn.Module, masks: Mapping[str, Mapping[str, Any]]) ->
 
 
 def bake(model: nn.Module, masks: Mapping[str, torch.Tensor]) -> None:
-    """Multiply the masks into the model's weights."""
+    """Multiply the masks into the model's weights; what is masked becomes 0, never -0."""
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name, mask in masks.items():
-            parameters[name].data.mul_(mask.to(parameters[name].dtype))
+            parameters[name].data.mul_(mask.to(parameters[name].dtype)).add_(0.0)

@@ -248,7 +248,7 @@ def _pack(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
     if not tensor.is_floating_point() or tensor.numel() < 64:
         return None
     flat = tensor.flatten()
-    alive = (flat != 0) | torch.signbit(flat)  # keeps -0.0, so that a round trip is bit for bit
+    alive = flat != 0
     bits = torch.zeros((flat.numel() + 7) // 8 * 8, dtype=torch.uint8)
     bits[: flat.numel()] = alive
     count = int(alive.sum())
