@@ -30,7 +30,9 @@ class ConvUnit(nn.Module):
 
     def __init__(self, rng: random.Random, cin: int, cout: int, kernel: int, groups: int = 1, pad: bool = True) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(cin, cout, kernel, padding=kernel // 2 if pad else 0, groups=groups, bias=rng.random() < 0.5)
+        self.conv = nn.Conv2d(
+            cin, cout, kernel, padding=kernel // 2 if pad else 0, groups=groups, bias=rng.random() < 0.5
+        )
         kind = rng.choice(["batch", "batch", "batch", "none", "instance", "plain_batch"])
         self.norm = {
             "batch": lambda: nn.BatchNorm2d(cout),

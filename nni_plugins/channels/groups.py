@@ -90,7 +90,9 @@ class ChannelGroup:
 
 def collect_groups(trace: Trace, solution: Solution, is_buffer: dict[str, bool]) -> list[ChannelGroup]:
     """Return the channel groups of a solved trace, in the order in which the run first used their parameters."""
-    dims = [(name, dim, a) for name, labels in trace.parameters.items() for dim, a in enumerate(labels) if a is not None]
+    dims = [
+        (name, dim, a) for name, labels in trace.parameters.items() for dim, a in enumerate(labels) if a is not None
+    ]
     if not dims:
         return []
     klass = np.concatenate([solution.classes[array] for _, _, array in dims])
@@ -145,8 +147,14 @@ class _Roles:
         for labels in trace.consumed:
             if labels is not None:
                 self._consumed[labels] = True
-        self._contracting = {info.parameter for op in trace.operators for c in op.contractions if c.right is not None
-                             for info in (c.right, c.bias) if info is not None and info.parameter}
+        self._contracting = {
+            info.parameter
+            for op in trace.operators
+            for c in op.contractions
+            if c.right is not None
+            for info in (c.right, c.bias)
+            if info is not None and info.parameter
+        }
         for op in trace.operators:  # weights made from parameters (weight norm, a transposed weight)
             if op.inputs and not any(info.dynamic for info in op.inputs):
                 self._contracting.update(info.parameter for info in op.inputs if info.parameter)

@@ -133,5 +133,7 @@ def _as_indices(name: str, value: Any, size: int) -> Array:
         return np.flatnonzero(array)
     units = np.unique(array.astype(np.int64))
     if len(units) and (units[0] < 0 or units[-1] >= size):
-        raise ValueError(f"group {name!r} has {size} units; unit {units[-1] if units[-1] >= size else units[0]} is none")
+        raise ValueError(
+            f"group {name!r} has {size} units; unit {units[-1] if units[-1] >= size else units[0]} is none"
+        )
     return units

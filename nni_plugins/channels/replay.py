@@ -114,7 +114,9 @@ class Replay:
             return stop.mismatch
         except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
             operator = self._operators[position] if position < len(self._operators) else None
-            return Mismatch(position, operator, str(error).strip().splitlines()[0] if str(error).strip() else repr(error))
+            return Mismatch(
+                position, operator, str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+            )
         if position < len(self._operators):
             return Mismatch(position, self._operators[position], "the compact model runs fewer operators")
         return None
@@ -145,5 +147,3 @@ class Replay:
 
 def _arrays(infos: list[Info]) -> list[Array]:
     return [labels for info in infos for labels in info.labels if labels is not None]
-
-

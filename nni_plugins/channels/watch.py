@@ -171,9 +171,12 @@ def run_recorded(
         What the model returned.
     """
     args, kwargs = as_arguments(dummy_input)
-    with preserved(model, buffers=data == "real"), torch.no_grad(), _unfused_attention(), _module_stack(
-        model, on_module
-    ) as stack:
+    with (
+        preserved(model, buffers=data == "real"),
+        torch.no_grad(),
+        _unfused_attention(),
+        _module_stack(model, on_module) as stack,
+    ):
         model.eval()
         mode: Any = nullcontext()
         if data == "none":

@@ -24,13 +24,32 @@ Masks = Mapping[str, torch.Tensor]
 
 #: Operators whose result at one channel depends on the others: a constant channel does not stay constant.
 MIXING = frozenset(
-    "aten.native_layer_norm aten.native_group_norm aten._fused_rms_norm aten.rms_norm aten._softmax aten._log_softmax "
-    "aten._safe_softmax aten.softmax aten.log_softmax".split()
+    [
+        "aten.native_layer_norm",
+        "aten.native_group_norm",
+        "aten._fused_rms_norm",
+        "aten.rms_norm",
+        "aten._softmax",
+        "aten._log_softmax",
+        "aten._safe_softmax",
+        "aten.softmax",
+        "aten.log_softmax",
+    ]
 )
 _NORMS = frozenset(
-    "aten.native_batch_norm aten._native_batch_norm_legit aten._native_batch_norm_legit_no_training "
-    "aten._batch_norm_no_update aten._batch_norm_with_update aten.cudnn_batch_norm aten.miopen_batch_norm "
-    "aten.batch_norm aten.native_layer_norm aten.native_group_norm aten._fused_rms_norm".split()
+    [
+        "aten.native_batch_norm",
+        "aten._native_batch_norm_legit",
+        "aten._native_batch_norm_legit_no_training",
+        "aten._batch_norm_no_update",
+        "aten._batch_norm_with_update",
+        "aten.cudnn_batch_norm",
+        "aten.miopen_batch_norm",
+        "aten.batch_norm",
+        "aten.native_layer_norm",
+        "aten.native_group_norm",
+        "aten._fused_rms_norm",
+    ]
 )
 
 
@@ -232,7 +251,9 @@ class MaskInference:
         masked = self._zero(weight, len(weight.shape) - 1)
         state = self._state(out)
         state.dead[dim] = self._dead(out, dim) | masked
-        shift = affine[1] if len(affine) > 1 and not affine[1].parameter.endswith(("running_mean", "running_var")) else None
+        shift = (
+            affine[1] if len(affine) > 1 and not affine[1].parameter.endswith(("running_mean", "running_var")) else None
+        )
         state.zero[dim] = masked & self._zero(shift, len(shift.shape) - 1) if shift is not None else masked
 
     def _transpose(self, operator: Operator) -> None:

@@ -220,7 +220,9 @@ class ModelSpeedup(NniModelSpeedup):
             if result[3] > limit:  # they are wrong only together
                 wrong = names
                 result = attempt(wrong)
-        self.report.put_back += [f"{name}: the compact model's output differed from the masked model's" for name in wrong]
+        self.report.put_back += [
+            f"{name}: the compact model's output differed from the masked model's" for name in wrong
+        ]
         return result
 
     def _run_replacers(self, plan: Plan) -> None:

@@ -37,8 +37,8 @@ def build_nodes(plan: Plan, model: nn.Module, masks: dict[str, torch.Tensor]) ->
         node = graph.call_module(call.module, tuple(node_of(info) for info in call.inputs))
         info = infos[node] = NodeInfo(node)
         info.module = module
-        info.output_masks = _mask(plan, call.outputs[0]) if len(call.outputs) == 1 else tuple(
-            _mask(plan, out) for out in call.outputs
+        info.output_masks = (
+            _mask(plan, call.outputs[0]) if len(call.outputs) == 1 else tuple(_mask(plan, out) for out in call.outputs)
         )
         info.param_masks = {
             name: _parameter_mask(plan, f"{call.module}.{name}" if call.module else name, parameter, masks)

@@ -91,10 +91,32 @@ _TYPES: dict[str, Replace] = {
     "ConvTranspose1d": replace_convolution,
     "ConvTranspose3d": replace_convolution,
     **dict.fromkeys(
-        "AdaptiveAvgPool1d AdaptiveAvgPool3d AdaptiveMaxPool1d AdaptiveMaxPool2d AdaptiveMaxPool3d AlphaDropout AvgPool1d "
-        "AvgPool3d ConstantPad1d ConstantPad2d ConstantPad3d Dropout1d Identity LPPool2d MaxPool1d MaxPool3d "
-        "ReflectionPad1d ReflectionPad2d ReplicationPad2d Softsign UpsamplingBilinear2d UpsamplingNearest2d ZeroPad1d "
-        "ZeroPad3d".split(),
+        [
+            "AdaptiveAvgPool1d",
+            "AdaptiveAvgPool3d",
+            "AdaptiveMaxPool1d",
+            "AdaptiveMaxPool2d",
+            "AdaptiveMaxPool3d",
+            "AlphaDropout",
+            "AvgPool1d",
+            "AvgPool3d",
+            "ConstantPad1d",
+            "ConstantPad2d",
+            "ConstantPad3d",
+            "Dropout1d",
+            "Identity",
+            "LPPool2d",
+            "MaxPool1d",
+            "MaxPool3d",
+            "ReflectionPad1d",
+            "ReflectionPad2d",
+            "ReplicationPad2d",
+            "Softsign",
+            "UpsamplingBilinear2d",
+            "UpsamplingNearest2d",
+            "ZeroPad1d",
+            "ZeroPad3d",
+        ],
         unchanged,
     ),
 }

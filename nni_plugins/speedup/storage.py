@@ -77,7 +77,9 @@ def save_compact(compact: nn.Module, path: str | Path) -> SavedFile:
     path = Path(path)
     record = record_of(compact)
     if record is None:
-        raise CompactFileError(f"{path}: this model was not made by nni_plugins.speedup.ModelSpeedup, so it has no plan")
+        raise CompactFileError(
+            f"{path}: this model was not made by nni_plugins.speedup.ModelSpeedup, so it has no plan"
+        )
     _check_against_record(compact, record, path)
     tensors: dict[str, torch.Tensor] = {}
     sparse: dict[str, list[int]] = {}
@@ -188,7 +190,9 @@ def _check_builder(model: nn.Module, shapes: dict[str, list[int]], path: Path) -
         if name not in built:
             raise CompactFileError(f"{path}: it was made from a model with {name}, which build_model() does not give")
         if built[name] != shape:
-            raise CompactFileError(f"{path}: build_model() gives {name} of shape {built[name]}; it was made from {shape}")
+            raise CompactFileError(
+                f"{path}: build_model() gives {name} of shape {built[name]}; it was made from {shape}"
+            )
     for name in built:
         if name not in shapes:
             raise CompactFileError(f"{path}: build_model() gives {name}, which it was not made from")

@@ -179,7 +179,9 @@ def test_a_residual_stays_while_one_producer_is_alive():
             return self.c(x + self.b(x))
 
     keep = torch.tensor([True, True, False, False, True, True])
-    masks = {name: {"weight": torch.ones(6, width, 1, 1), "bias": torch.ones(6)} for name, width in [("a", 3), ("b", 6)]}
+    masks = {
+        name: {"weight": torch.ones(6, width, 1, 1), "bias": torch.ones(6)} for name, width in [("a", 3), ("b", 6)]
+    }
     masks["a"]["weight"][~keep], masks["a"]["bias"][~keep] = 0, 0
     model = Residual()
     ModelSpeedup(model, X, masks).speedup_model()
@@ -402,7 +404,9 @@ def test_masks_from_a_file(tmp_path):
     model = Small()
     masks = half(model, X).masks(model)
     torch.save(defaultdict(dict, masks), tmp_path / "masks.pth")
-    save_file({f"{m}.{t}": mask for m, targets in masks.items() for t, mask in targets.items()}, tmp_path / "m.safetensors")
+    save_file(
+        {f"{m}.{t}": mask for m, targets in masks.items() for t, mask in targets.items()}, tmp_path / "m.safetensors"
+    )
     for path in (tmp_path / "masks.pth", str(tmp_path / "m.safetensors")):
         model = Small()
         ModelSpeedup(model, X, path).speedup_model()
@@ -416,7 +420,11 @@ def test_wrong_masks_are_refused_in_one_line_and_nothing_is_lost(tmp_path):
     torch.save([1, 2], tmp_path / "list.pth")
     for masks, error, words in [
         ({"aa": {"weight": torch.ones(8, 3, 3, 3)}}, ValueError, "no module 'aa'; did you mean 'a'"),
-        ({"a": {"weight": torch.ones(8, 3, 3)}}, ValueError, r"a.weight has shape \(8, 3, 3, 3\), its mask \(8, 3, 3\)"),
+        (
+            {"a": {"weight": torch.ones(8, 3, 3)}},
+            ValueError,
+            r"a.weight has shape \(8, 3, 3, 3\), its mask \(8, 3, 3\)",
+        ),
         ({"a": {"wait": torch.ones(8)}}, ValueError, "a.wait is not a parameter"),
         ({"a": {"_output_0": torch.ones(8)}}, ValueError, "masks an activation"),
         (tmp_path / "none.pth", FileNotFoundError, "no such mask file"),

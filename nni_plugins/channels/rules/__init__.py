@@ -6,7 +6,6 @@ An operator without a rule freezes what it touches, and is named in :attr:`Chann
 
 from __future__ import annotations
 
-
 from nni_plugins.channels.rules.registry import RULES, rule, rule_for
 
 __all__ = ["RULES", "rule", "rule_for"]
@@ -26,5 +25,3 @@ def _load() -> None:
 
 
 _load()
-
-

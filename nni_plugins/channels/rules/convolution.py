@@ -77,7 +77,5 @@ def _note_groups(
     if weight.shape[1] > 1:  # the input channels of a group are summed over
         call.trace.consumed.append(weight.labels[dim])
     call.contractions.append(
-        Contraction(
-            x, 1, weight, dim, 1 - dim, 1, groups=groups, weight=not weight.dynamic, bias=bias, padded=padded
-        )
+        Contraction(x, 1, weight, dim, 1 - dim, 1, groups=groups, weight=not weight.dynamic, bias=bias, padded=padded)
     )

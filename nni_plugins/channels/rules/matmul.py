@@ -21,9 +21,7 @@ def _product(call: Call, a: Info, b: Info, bias: Info | None, batch: int) -> lis
         call.tie(a.labels[dim], b.labels[dim])
         call.trace.labels.prefer(a.labels[dim])
         leading.append(a.labels[dim])
-    call.costs(
-        math.prod(a.shape) * b.shape[-1], *leading, a.labels[batch], a.labels[inner], b.labels[columns]
-    )
+    call.costs(math.prod(a.shape) * b.shape[-1], *leading, a.labels[batch], a.labels[inner], b.labels[columns])
     call.zero = bool((a.labels[rows] is None or a.zero) and (b.labels[columns] is None or b.zero))
     return [*leading, a.labels[rows], b.labels[columns]]
 

@@ -31,7 +31,9 @@ def total(call: Call) -> list[MaybeLabels]:
     return _reduced(call, call.value(1, "dim"), bool(call.value(2, "keepdim", False)), exact=True)
 
 
-@rule("aten.mean", "aten.amax", "aten.amin", "aten.logsumexp", "aten.std", "aten.var", "aten.prod", "aten.any", "aten.all")
+@rule(
+    "aten.mean", "aten.amax", "aten.amin", "aten.logsumexp", "aten.std", "aten.var", "aten.prod", "aten.any", "aten.all"
+)
 def statistic(call: Call) -> list[MaybeLabels]:
     overload = call.func._overloadname
     call.zero = call.inputs[0].zero and call.cause.operator in ("aten.mean", "aten.amax", "aten.amin")

@@ -20,9 +20,7 @@ def view(call: Call) -> list[MaybeLabels]:
     return reshaped(call, x.labels, x.shape, call.shape())
 
 
-def reshaped(
-    call: Call, labels: list[MaybeLabels], old: tuple[int, ...], new: tuple[int, ...]
-) -> list[MaybeLabels]:
+def reshaped(call: Call, labels: list[MaybeLabels], old: tuple[int, ...], new: tuple[int, ...]) -> list[MaybeLabels]:
     """Carry labels from shape ``old`` to shape ``new``, run by run of dimensions with equal products."""
     out: list[MaybeLabels] = []
     i = j = 0
