@@ -40,6 +40,7 @@ class Loop:
         on_gpu = self.device.type == "cuda" and self.settings.amp
         self.half = (torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16) if on_gpu else None
         self.scaler = torch.amp.GradScaler("cuda", enabled=self.half is torch.float16)
+        self.passes = 0  # over the training split, so that no two calls of train see the same order
         if self.settings.threads is not None:
             torch.set_num_threads(self.settings.threads)
 
@@ -120,14 +121,15 @@ class Loop:
         limits = [limit for limit in (max_steps, None if epochs is None else epochs * per_epoch) if limit is not None]
         total = min(limits)
         peaks = [group["lr"] for group in optimizer.param_groups]
-        epoch, step, last = 0, 0, None
+        epoch, step, last, before = 0, 0, None, self.passes
         if checkpoint is not None and checkpoint.exists():
             epoch, last = load_checkpoint(checkpoint, model, optimizer, self.scaler, self.data.train)
             step = epoch * per_epoch
         while step < total:
             model.train()
             if hasattr(self.data.train, "set_epoch"):
-                self.data.train.set_epoch(epoch)
+                self.data.train.set_epoch(before + epoch)
+            self.passes = before + epoch + 1
             for batch in self.data.train:
                 scale = factor(self.settings, step, total, per_epoch)
                 for group, peak in zip(optimizer.param_groups, peaks, strict=False):

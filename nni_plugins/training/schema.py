@@ -257,3 +257,35 @@ def plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
     return value
+
+
+def reference(cls: type) -> str:
+    """Write a section's fields as a Markdown table: name, what may be written, default, meaning."""
+    lines = ["| field | value | default | meaning |", "|---|---|---|---|"]
+    for path, kind, field in field_paths(cls):
+        default = field.default if field.default is not dataclasses.MISSING else {}
+        written = (
+            {True: "true", False: "false", None: "null"}.get(default)
+            if isinstance(default, (bool, type(None)))
+            else None
+        )
+        text = written or str(plain(default))
+        lines.append(f"| `{path}` | {_kind(kind, field.metadata)} | `{text}` | {field.metadata['doc']} |")
+    return "\n".join(lines) + "\n"
+
+
+KINDS: dict[Any, str] = {bool: "true or false", int: "whole number", float: "number", str: "text", Any: "anything"}
+
+
+def _kind(kind: Any, limits: Mapping[str, Any]) -> str:
+    if get_origin(kind) in (Union, types.UnionType):
+        inner = next(item for item in get_args(kind) if item is not type(None))
+        return f"{_kind(inner, limits)}, or null"
+    if get_origin(kind) is tuple:
+        return f"list: {_kind(get_args(kind)[0], limits)}"
+    if get_origin(kind) is dict:
+        return f"names and values: {_kind(get_args(kind)[1], limits)}"
+    if limits.get("choices"):
+        other = ", `module:function`" if limits.get("reference") else ""
+        return ", ".join(f"`{choice}`" for choice in limits["choices"]) + other
+    return KINDS[kind] + _range(limits, " ")

@@ -156,6 +156,19 @@ def test_steps_and_epochs_as_nni_asks_for_them(recipe):
     assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.1]
 
 
+def test_short_calls_go_on_through_the_data(recipe):
+    loop, model, optimizer = start(recipe)
+    seen = []
+
+    def step(batch, model):
+        seen.append(batch[1].tolist())
+        return loop.training_step(batch, model)
+
+    for _ in range(3):
+        loop.train(model, optimizer, step, max_steps=1)
+    assert seen[0] != seen[1] != seen[2] != seen[0]
+
+
 def test_schedules():
     settings = recipe_from_dict({"train": {"warmup_epochs": 1}}).train
     rates = [factor(settings, step, 100, 10) for step in range(100)]

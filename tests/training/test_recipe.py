@@ -3,11 +3,12 @@
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from nni_plugins.training import Recipe, RecipeError, load_recipe, recipe_from_dict
-from nni_plugins.training.schema import field_paths
+from nni_plugins.training.schema import field_paths, reference
 
 
 def write(tmp_path, text):
@@ -155,3 +156,10 @@ def test_reading_a_recipe_imports_neither_torch_nor_nni():
     code = "import sys; import nni_plugins.training.recipe; print([m for m in ('torch', 'nni') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_reference_in_docs_is_current():
+    text = (Path(__file__).parents[2] / "docs" / "recipe.md").read_text()
+    assert text.endswith(reference(Recipe)), (
+        "write nni_plugins.training.schema.reference(Recipe) at the end of docs/recipe.md"
+    )
