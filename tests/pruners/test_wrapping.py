@@ -161,3 +161,15 @@ def test_attention_heads_are_masked_and_its_uncalled_projection_still_trains():
         net.attention.in_proj_weight.mul_(masks["attention"]["in_proj_weight"])
         net.attention.in_proj_bias.mul_(masks["attention"]["in_proj_bias"])
     torch.testing.assert_close(net(x), masked)
+
+
+def test_a_wrapped_model_can_be_copied_after_a_forward_and_the_copy_stands_alone():
+    net = make("residual")
+    pruner = MagnitudePruner(net, [{"op_types": ["Conv2d"], "sparse_ratio": 0.5}], dummy_input=X)
+    net, _ = pruner.compress()
+    before = net(X)
+    twin = copy.deepcopy(net)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.zero_()
+    torch.testing.assert_close(twin(X), before)
