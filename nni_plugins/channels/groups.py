@@ -25,8 +25,8 @@ class Member:
     indices
         int64, shape ``[group.size, repeat]``: row ``u`` holds the indices along ``dim`` that unit ``u`` owns.
     role
-        'out' (rows of a convolution or linear layer, and their bias), 'scale' (elementwise: norm weight and bias, PReLU,
-        LayerScale), 'in' (the contracted dimension of a consumer), or 'statistic' (buffers).
+        'out' (rows of a convolution or linear layer, and their bias), 'scale' (elementwise: norm weight and bias,
+        PReLU, LayerScale), 'in' (the contracted dimension of a consumer), or 'statistic' (buffers).
     """
 
     module: str
@@ -117,7 +117,7 @@ def collect_groups(trace: Trace, solution: Solution, is_buffer: dict[str, bool])
 
 
 def _units_by_signature(klass: Array, place: Array) -> list[tuple[Array, int]]:
-    """Group the runs of equal ``klass`` by the sequence of their places; return the starts and the length of each group."""
+    """Group the runs of equal ``klass`` by the sequence of their places; return each group's starts and length."""
     bounds = np.flatnonzero(np.r_[True, klass[1:] != klass[:-1]])
     lengths = np.diff(np.r_[bounds, len(klass)])
     found: list[tuple[Array, int]] = []

@@ -45,7 +45,7 @@ class Product:
 
 @dataclass
 class Solution:
-    """What the labels came to: ``classes[label]`` is the class, and per class whether it is frozen or inexact, and why."""
+    """What the labels came to: ``classes[label]``, and per class whether it is frozen or inexact, and why."""
 
     classes: Array
     frozen: Array
@@ -227,7 +227,7 @@ class Labels:
     def _close(
         self, products: list[Product], cause_of: Array, none: int, ties: list[tuple[Array, Array]]
     ) -> tuple[bool, list[Product]]:
-        """One round: settle every product that has a frozen part. Returns whether anything changed, and what is open."""
+        """One round: settle every product that has a frozen part. Returns whether one was settled, and what is open."""
         progress, undecided = False, []
         for product in products:
             rows, columns = len(product.outer), len(product.inner)

@@ -93,7 +93,7 @@ class Plan:
         """Return the plan as NNI's masks: ``{module: {parameter: mask}}``, 1 where kept.
 
         Every parameter that a group reaches is masked along every dimension, producers, norms and consumers alike, so
-        that the masked model computes what the compact one does. Masks have the shape, dtype and device of the parameter.
+        that the masked model computes what the compact one does. Masks have the parameter's shape, dtype and device.
         """
         parameters = dict(model.named_parameters(remove_duplicate=False))
         masks: dict[str, dict[str, torch.Tensor]] = {}

@@ -43,8 +43,8 @@ class Info:
 class Contraction:
     """A sum over a labelled dimension of ``left``, multiplied by ``right`` (None for a plain sum).
 
-    ``weight`` says that ``right`` is a parameter of the model (or made of them), whose ``right_out`` dimension becomes the
-    dimension ``out_dim`` of the result; ``padded`` that zeros are put around the input before it.
+    ``weight`` says that ``right`` is a parameter of the model (or made of them), whose ``right_out`` dimension becomes
+    the dimension ``out_dim`` of the result; ``padded`` that zeros are put around the input before it.
     """
 
     left: Info
@@ -292,8 +292,8 @@ class Trace:
         outputs = []
         for index, tensor in enumerate(call.outputs):
             given = call.given.get(index)
-            labels = given if given is not None else [None] * tensor.dim()
-            info = Info(tuple(tensor.shape), labels, dynamic=dynamic, zero=call.zero)
+            carried: list[MaybeLabels] = given if given is not None else [None] * tensor.dim()
+            info = Info(tuple(tensor.shape), carried, dynamic=dynamic, zero=call.zero)
             self._remember(tensor, info)
             outputs.append(info)
         if is_inplace(func):

@@ -162,8 +162,8 @@ def run_recorded(
     on_module
         Called after each call of a module without children, with its name, arguments and output.
     data
-        What the run is made on: 'none', tensors of the device "meta", is the fastest; 'fake', torch's fake tensors, keeps
-        devices; 'real' computes.
+        What the run is made on: 'none', tensors of the device "meta", is the fastest; 'fake', torch's fake tensors,
+        keeps devices; 'real' computes.
 
     Returns
     -------
@@ -200,9 +200,10 @@ def on_least_data(run: Callable[[Data], Result]) -> Result:
 
     The error of the last try is raised: it is the model's own.
     """
-    for data in ("none", "fake"):
+    kinds: tuple[Data, ...] = ("none", "fake")
+    for data in kinds:
         try:
-            return run(data)  # type: ignore[arg-type]
+            return run(data)
         except StopWatching:
             raise
         except Exception as error:

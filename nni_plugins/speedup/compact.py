@@ -14,8 +14,8 @@ from nni_plugins.channels.plan import Plan
 class Compaction:
     """One removal from one model, which can be taken back.
 
-    Parameters keep their identity, dtype, device, memory format, ``requires_grad`` and hooks, and modules their mode: only
-    their data gets smaller, so optimizers and other owners still hold the right objects.
+    Parameters keep their identity, dtype, device, memory format, ``requires_grad`` and hooks, and modules their mode:
+    only their data gets smaller, so optimizers and other owners still hold the right objects.
 
     Parameters
     ----------

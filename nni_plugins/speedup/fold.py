@@ -71,7 +71,7 @@ def _fold(model: nn.Module, plan: Plan, fold: Fold, value: torch.Tensor) -> Fold
     spread = (rows.max(dim=1).values - rows.min(dim=1).values).max().item()
     size = rows.abs().max().item()
     constants = rows.median(dim=1).values
-    weight: torch.Tensor = dict(model.named_modules())[fold.operator.module].weight.detach().double()  # type: ignore[assignment]
+    weight: torch.Tensor = dict(model.named_modules())[fold.operator.module].weight.detach().double()
     table = weight.sum(dim=tuple(range(2, weight.dim()))) if weight.dim() > 2 else weight
     delta = _times(table, fold.units, constants.to(table), value.shape[c.left_dim], c.groups)
     why = ""
@@ -108,12 +108,12 @@ def apply(model: nn.Module, folded: list[FoldedBias]) -> Applied:
         for item in folded:
             module = modules[item.module]
             weight, bias = module.weight, module.bias
-            delta = item.delta.to(weight)  # type: ignore[arg-type]
+            delta = item.delta.to(weight)
             if isinstance(bias, nn.Parameter):
                 done.before.append((bias, bias.detach().clone()))
                 bias.add_(delta)
             else:
-                module.bias = nn.Parameter(delta.clone(), requires_grad=weight.requires_grad)  # type: ignore[arg-type]
+                module.bias = nn.Parameter(delta.clone(), requires_grad=weight.requires_grad)
                 done.added.append(f"{item.module}.bias" if item.module else "bias")
     return done
 

@@ -1,8 +1,8 @@
 """From masks to a plan: which units carry nothing, read from the channel graph and the masks alone.
 
 A unit can go when, wherever it is summed over, its activation does not depend on the input (all that produces it is
-masked), or nobody reads it (the consumer's column is masked). What it leaves behind, if it is a constant other than zero,
-is folded into the consumer's bias; :class:`Fold` says where.
+masked), or nobody reads it (the consumer's column is masked). What it leaves behind, if it is a constant other than
+zero, is folded into the consumer's bias; :class:`Fold` says where.
 """
 
 from __future__ import annotations
@@ -24,32 +24,17 @@ Masks = Mapping[str, torch.Tensor]
 
 #: Operators whose result at one channel depends on the others: a constant channel does not stay constant.
 MIXING = frozenset(
-    [
-        "aten.native_layer_norm",
-        "aten.native_group_norm",
-        "aten._fused_rms_norm",
-        "aten.rms_norm",
-        "aten._softmax",
-        "aten._log_softmax",
-        "aten._safe_softmax",
-        "aten.softmax",
-        "aten.log_softmax",
-    ]
+    (
+        "aten.native_layer_norm aten.native_group_norm aten._fused_rms_norm aten.rms_norm aten._softmax "
+        "aten._log_softmax aten._safe_softmax aten.softmax aten.log_softmax"
+    ).split()
 )
 _NORMS = frozenset(
-    [
-        "aten.native_batch_norm",
-        "aten._native_batch_norm_legit",
-        "aten._native_batch_norm_legit_no_training",
-        "aten._batch_norm_no_update",
-        "aten._batch_norm_with_update",
-        "aten.cudnn_batch_norm",
-        "aten.miopen_batch_norm",
-        "aten.batch_norm",
-        "aten.native_layer_norm",
-        "aten.native_group_norm",
-        "aten._fused_rms_norm",
-    ]
+    (
+        "aten.native_batch_norm aten._native_batch_norm_legit aten._native_batch_norm_legit_no_training "
+        "aten._batch_norm_no_update aten._batch_norm_with_update aten.cudnn_batch_norm aten.miopen_batch_norm "
+        "aten.batch_norm aten.native_layer_norm aten.native_group_norm aten._fused_rms_norm"
+    ).split()
 )
 
 
@@ -144,7 +129,8 @@ class MaskInference:
     def _first_state(self, info: Info) -> _State:
         """The state of an input, a constant or a parameter: only a masked parameter is zero anywhere."""
         alive = self._alive.get(info.parameter)
-        dead, zero = [], []
+        dead: list[Array | None] = []
+        zero: list[Array | None] = []
         for dim, labels in enumerate(info.labels):
             if labels is None:
                 dead.append(None)
@@ -155,7 +141,7 @@ class MaskInference:
                 zero.append(np.zeros(len(labels), dtype=bool))
             else:
                 axes = tuple(d for d in range(alive.ndim) if d != dim)
-                zero.append(~alive.any(axis=axes))
+                zero.append(np.logical_not(np.atleast_1d(alive.any(axis=axes))))
         return _State(dead, zero)
 
     def _zero(self, info: Info, dim: int) -> Array:
@@ -267,13 +253,13 @@ class MaskInference:
             self._sources[id(out)] = name
 
     def _pattern(self, info: Info) -> Array | None:
-        """Which entries of a weight are not masked, kernel positions taken together; None where all are or none is known."""
+        """Which entries of a weight are not masked, kernel positions taken together; None where no mask is known."""
         if id(info) in self._patterns:
             return self._patterns[id(info)]
         alive = self._alive.get(info.parameter)
         if alive is None:
             return None
-        return alive.any(axis=tuple(range(2, alive.ndim))) if alive.ndim > 2 else alive
+        return np.asarray(alive.any(axis=tuple(range(2, alive.ndim)))) if alive.ndim > 2 else alive
 
     def _contract(self, operator: Operator, c: Contraction) -> None:
         """Output ``o`` depends on the input only through unmasked entries whose input unit is not dead."""
@@ -357,4 +343,4 @@ def _unread(pattern: Array | None, inputs: int, groups: int) -> Array:
     if pattern is None:
         return np.zeros(inputs, dtype=bool)
     per_group = inputs // groups
-    return ~pattern.reshape(groups, -1, per_group).any(axis=1).reshape(inputs)
+    return np.asarray(~pattern.reshape(groups, -1, per_group).any(axis=1)).reshape(inputs)

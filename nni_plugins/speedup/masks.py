@@ -70,7 +70,7 @@ def parameter_masks(model: nn.Module, masks: Mapping[str, Mapping[str, Any]]) ->
             where = f"{module_name}.{target}" if module_name else target
             if target.startswith(("_input_", "_output_")):
                 raise ValueError(
-                    f"masks: {where} masks an activation; mask parameters instead, or pass graph_module to take NNI's own path"
+                    f"masks: {where} masks an activation; mask parameters, or pass graph_module for NNI's own path"
                 )
             parameter = getattr(module, target, None)
             if not isinstance(parameter, nn.Parameter):

@@ -37,7 +37,7 @@ class ModelSpeedup(NniModelSpeedup):
     Parameters
     ----------
     model
-        The model, unwrapped (``pruner.unwrap_model()``). It is changed in place, and is what :meth:`speedup_model` returns.
+        The model, unwrapped (``pruner.unwrap_model()``). It is changed in place, and is returned.
     dummy_input
         A tensor, a tuple or list of positional arguments, or a dict of keyword arguments.
     masks_or_file
@@ -259,7 +259,7 @@ class ModelSpeedup(NniModelSpeedup):
 
 
 def _mend(replay: Replay, compaction: Compaction, mismatch: Mismatch) -> Mismatch | None:
-    """Try the integer attributes of the failing module and its parents; return how far the replay gets with the best."""
+    """Try the integer attributes of the failing module and its parents; return the mismatch that is left."""
     changes = replay.changes(mismatch)
     modules = dict(compaction.model.named_modules())
     name = mismatch.module

@@ -13,8 +13,8 @@ from nni_plugins.channels.trace import Info
 def build_nodes(plan: Plan, model: nn.Module, masks: dict[str, torch.Tensor]) -> dict[torch.fx.Node, NodeInfo]:
     """Return a node for every call of a leaf module, in order, with the masks that replacers ask for.
 
-    Each node's ``output_masks`` has the output's shape with a batch of one, 0 at what the plan removes; ``param_masks`` the
-    shape of each parameter. Arguments that no leaf module made are nodes too, so that their masks can be read.
+    Each node's ``output_masks`` has the output's shape with a batch of one, 0 at what the plan removes; ``param_masks``
+    the shape of each parameter. Arguments that no leaf module made are nodes too, so that their masks can be read.
     """
     graph = torch.fx.Graph()
     made: dict[int, torch.fx.Node] = {}

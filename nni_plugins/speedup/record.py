@@ -18,7 +18,7 @@ def attach(model: nn.Module, compaction: Compaction, added: list[str]) -> None:
 
     A model that was compacted before gets the two steps joined into one: indices always count in the first model.
     """
-    earlier = getattr(model, _ATTRIBUTE, None) or {"slices": {}, "shapes": {}, "sizes": {}, "added": []}
+    earlier: dict[str, Any] = getattr(model, _ATTRIBUTE, None) or {"slices": {}, "shapes": {}, "sizes": {}, "added": []}
     graph = compaction.plan.graph
     slices = {name: dict(dims) for name, dims in earlier["slices"].items()}
     for name, dims in compaction.plan.slices().items():
@@ -30,7 +30,7 @@ def attach(model: nn.Module, compaction: Compaction, added: list[str]) -> None:
     for module, values in compaction.sizes.items():
         sizes.setdefault(module, {}).update(values)
     shapes = {**{name: list(shape) for name, shape in graph.shapes.items()}, **earlier["shapes"]}
-    record = {"slices": slices, "shapes": shapes, "sizes": sizes, "added": [*earlier["added"], *added]}
+    record: dict[str, Any] = {"slices": slices, "shapes": shapes, "sizes": sizes, "added": [*earlier["added"], *added]}
     for name in record["added"]:
         record["shapes"].pop(name, None)
     setattr(model, _ATTRIBUTE, record)

@@ -1,6 +1,6 @@
 """Replacers for NNI's own ``ModelSpeedup``: the module types that it does not know.
 
-``from nni.compression.speedup import ModelSpeedup`` then ``ModelSpeedup(model, x, masks, customized_replacers=REPLACERS)``.
+``nni.compression.speedup.ModelSpeedup(model, x, masks, customized_replacers=REPLACERS)`` then knows them too.
 Each function slices its module in place, by the masks that NNI inferred for its input and output.
 """
 
@@ -39,7 +39,8 @@ def replace_norm(module: nn.Module, masks: Any) -> nn.Module:
     kept = _kept(_first(masks[0]))
     for name in ("weight", "bias", "running_mean", "running_var"):
         _slice(module, name, {0: kept})
-    module.num_features = len(kept)
+    norm: Any = module
+    norm.num_features = len(kept)
     return module
 
 
@@ -91,32 +92,12 @@ _TYPES: dict[str, Replace] = {
     "ConvTranspose1d": replace_convolution,
     "ConvTranspose3d": replace_convolution,
     **dict.fromkeys(
-        [
-            "AdaptiveAvgPool1d",
-            "AdaptiveAvgPool3d",
-            "AdaptiveMaxPool1d",
-            "AdaptiveMaxPool2d",
-            "AdaptiveMaxPool3d",
-            "AlphaDropout",
-            "AvgPool1d",
-            "AvgPool3d",
-            "ConstantPad1d",
-            "ConstantPad2d",
-            "ConstantPad3d",
-            "Dropout1d",
-            "Identity",
-            "LPPool2d",
-            "MaxPool1d",
-            "MaxPool3d",
-            "ReflectionPad1d",
-            "ReflectionPad2d",
-            "ReplicationPad2d",
-            "Softsign",
-            "UpsamplingBilinear2d",
-            "UpsamplingNearest2d",
-            "ZeroPad1d",
-            "ZeroPad3d",
-        ],
+        (
+            "AdaptiveAvgPool1d AdaptiveAvgPool3d AdaptiveMaxPool1d AdaptiveMaxPool2d AdaptiveMaxPool3d "
+            "AlphaDropout AvgPool1d AvgPool3d ConstantPad1d ConstantPad2d ConstantPad3d Dropout1d Identity "
+            "LPPool2d MaxPool1d MaxPool3d ReflectionPad1d ReflectionPad2d ReplicationPad2d Softsign "
+            "UpsamplingBilinear2d UpsamplingNearest2d ZeroPad1d ZeroPad3d"
+        ).split(),
         unchanged,
     ),
 }

@@ -1,4 +1,4 @@
-"""What a speedup did: sizes before and after, the proof that the compact model equals the masked one, and what stayed."""
+"""What a speedup did: sizes before and after, the proof that compact equals masked, and what stayed."""
 
 from __future__ import annotations
 

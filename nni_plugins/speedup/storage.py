@@ -1,8 +1,8 @@
 """Save and load a compact model: weights and plan in one safetensors file, no pickle; loading needs no NNI.
 
-The file holds the tensors by name, the kept indices of every dimension that shrank (``plan/…``), and as text: the shapes
-of the model that it was made from, the attributes that changed, and a checksum. Tensors with many zeros are stored as
-their nonzero values and a bitmask, where that is smaller.
+The file holds the tensors by name, the kept indices of every dimension that shrank (``plan/…``), and as text: the
+shapes of the model that it was made from, the attributes that changed, and a checksum. Tensors with many zeros are
+stored as their nonzero values and a bitmask, where that is smaller.
 """
 
 from __future__ import annotations

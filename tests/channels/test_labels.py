@@ -102,7 +102,7 @@ def test_a_repeated_pattern_is_cut_without_a_product():
 def test_three_factors_are_cut_in_two_steps():
     labels = Labels()
     whole = labels.fresh(24)
-    three, heads, width = labels.split(whole, (3, 2, 4), HERE)
+    three, heads, _ = labels.split(whole, (3, 2, 4), HERE)
     labels.freeze(three, HERE)
     labels.prefer(heads)
     solution = labels.solve()

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -206,7 +207,7 @@ def test_loading_needs_torch_and_safetensors_only(tmp_path):
     (tmp_path / "architecture.py").write_text(
         "import torch\nfrom torch import nn\n"
         + "import random\nfrom torch.nn import functional\n"
-        + open(sys.modules["tests.random_networks"].__file__).read().split("from torch.nn import functional")[1]
+        + Path(sys.modules["tests.random_networks"].__file__).read_text().split("from torch.nn import functional")[1]
     )
     code = f"""
 import importlib.abc, json, sys

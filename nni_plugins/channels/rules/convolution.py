@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from nni_plugins.channels.labels import MaybeLabels
+from nni_plugins.channels.labels import Array, MaybeLabels
 from nni_plugins.channels.rules.registry import rule
 from nni_plugins.channels.trace import Call, Contraction, Info
 
@@ -57,7 +57,7 @@ def _transposed(call: Call, x: Info, weight: Info, bias: Info | None, groups: in
     return out
 
 
-def _groups_of(call: Call, channels: MaybeLabels, count: int, inputs: MaybeLabels, groups: int) -> MaybeLabels:
+def _groups_of(call: Call, channels: MaybeLabels, count: int, inputs: MaybeLabels, groups: int) -> Array:
     """Return the labels of the convolution's groups: its input channels are the pair (group, channel in the group)."""
     group = call.fresh(groups)
     inner = inputs if inputs is not None else call.fresh(count // groups)
@@ -65,8 +65,7 @@ def _groups_of(call: Call, channels: MaybeLabels, count: int, inputs: MaybeLabel
     return group
 
 
-def _relate(call: Call, out: MaybeLabels, group: MaybeLabels, groups: int, per_group: int) -> None:
-    assert group is not None
+def _relate(call: Call, out: MaybeLabels, group: Array, groups: int, per_group: int) -> None:
     call.trace.labels.relate(out, group, call.fresh(per_group), call.because("grouped convolution"))
 
 

@@ -8,56 +8,12 @@ from nni_plugins.channels.trace import Call, Info
 
 #: Unary (and scalar) functions with f(0) = 0: a masked channel stays zero through them.
 ZERO_PRESERVING = frozenset(
-    [
-        "abs",
-        "asin",
-        "asinh",
-        "atan",
-        "atanh",
-        "celu",
-        "ceil",
-        "clone",
-        "copy",
-        "detach",
-        "elu",
-        "erf",
-        "expm1",
-        "floor",
-        "gelu",
-        "hardshrink",
-        "hardswish",
-        "leaky_relu",
-        "log1p",
-        "mish",
-        "neg",
-        "prelu",
-        "_prelu_kernel",
-        "relu",
-        "relu6",
-        "round",
-        "rrelu_with_noise",
-        "selu",
-        "sgn",
-        "sign",
-        "silu",
-        "sin",
-        "sinh",
-        "softshrink",
-        "sqrt",
-        "square",
-        "tan",
-        "tanh",
-        "trunc",
-        "rad2deg",
-        "deg2rad",
-        "nan_to_num",
-        "positive",
-        "alias",
-        "lift_fresh",
-        "_to_copy",
-        "contiguous",
-        "hardtanh",
-    ]
+    (
+        "abs asin asinh atan atanh celu ceil clone copy detach elu erf expm1 floor gelu hardshrink hardswish "
+        "leaky_relu log1p mish neg prelu _prelu_kernel relu relu6 round rrelu_with_noise selu sgn sign silu "
+        "sin sinh softshrink sqrt square tan tanh trunc rad2deg deg2rad nan_to_num positive alias lift_fresh "
+        "_to_copy contiguous hardtanh"
+    ).split()
 )
 
 _LINEAR = frozenset(["add", "sub", "rsub"])
@@ -79,33 +35,12 @@ def aligned(call: Call, infos: list[Info], shape: tuple[int, ...]) -> list[Maybe
 
 
 #: Pointwise operators that torch does not tag as such.
-UNTAGGED = [
-    "aten.hardswish",
-    "aten.hardsigmoid",
-    "aten.hardtanh",
-    "aten.relu6",
-    "aten.elu",
-    "aten.celu",
-    "aten.selu",
-    "aten.leaky_relu",
-    "aten.softplus",
-    "aten.mish",
-    "aten.silu",
-    "aten.gelu",
-    "aten.log_sigmoid_forward",
-    "aten.threshold",
-    "aten.rrelu_with_noise",
-    "aten.clamp",
-    "aten.relu",
-    "aten.sigmoid",
-    "aten.tanh",
-    "aten.lerp",
-    "aten.addcmul",
-    "aten.addcdiv",
-    "aten.logit",
-    "aten.softshrink",
-    "aten.hardshrink",
-]
+UNTAGGED = (
+    "aten.hardswish aten.hardsigmoid aten.hardtanh aten.relu6 aten.elu aten.celu aten.selu "
+    "aten.leaky_relu aten.softplus aten.mish aten.silu aten.gelu aten.log_sigmoid_forward aten.threshold "
+    "aten.rrelu_with_noise aten.clamp aten.relu aten.sigmoid aten.tanh aten.lerp aten.addcmul "
+    "aten.addcdiv aten.logit aten.softshrink aten.hardshrink"
+).split()
 
 
 @rule("pointwise", *UNTAGGED)

@@ -21,16 +21,16 @@ _SPATIAL = {
 }
 
 
-def _windowed(spatial: int):  # type: ignore[no-untyped-def]
+def _windowed(spatial: int):
     def windowed(call: Call) -> list[MaybeLabels]:
         x = call.inputs[0]
         for labels in x.labels[-spatial:]:
             call.freeze(labels, "a window slides along it")
         call.zero = x.zero
-        labels = [*x.labels[:-spatial], *[None] * spatial]
+        out: list[MaybeLabels] = [*x.labels[:-spatial], *[None] * spatial]
         for index in range(1, len(call.outputs)):
-            call.give(index, list(labels))
-        return labels
+            call.give(index, list(out))
+        return out
 
     return windowed
 

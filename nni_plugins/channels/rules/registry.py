@@ -26,7 +26,7 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 
 
 def rule_for(func: Any) -> tuple[str, Rule | None]:
-    """Return the name of an operator, and its rule or None. Pointwise operators share one rule unless they have their own."""
+    """Return the name of an operator, and its rule or None; pointwise operators without their own share one."""
     found = _found.get(func)
     if found is None:
         name = str(func.overloadpacket)
