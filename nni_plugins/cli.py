@@ -128,7 +128,17 @@ def doctor(port: int, experiments_folder: Path | None, as_json: bool) -> None:
     with one_line_errors():
         from nni_plugins.compat.doctor import run_checks
 
-        click.echo(run_checks(port=port, experiments_folder=experiments_folder))
+        findings = run_checks(experiments_folder, port)
+    if as_json:
+        click.echo(json.dumps([finding.to_dict() for finding in findings], indent=2))
+    else:
+        for finding in findings:
+            mark = "ok   " if finding.ok and not finding.warning else "note " if finding.ok else "WRONG"
+            click.echo(f"{mark} {finding.name}: {finding.message}")
+            if finding.remedy:
+                click.echo(f"      {finding.remedy}")
+    if not all(finding.ok for finding in findings):
+        sys.exit(1)
 
 
 def parse_change(text: str) -> tuple[str, Any]:

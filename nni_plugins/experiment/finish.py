@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,12 +66,13 @@ def finish(known: Known, output: Path | None, say: Callable[[str], Any]) -> tupl
     say(f"trial {winner.id} is the best; reading the test split")
     test = test_figures(recipe, winner, dense, known.folder / TEST)
     say("taking it through NNI's own ModelSpeedup")
+    latency = latencies(recipe, dense.path, winner.folder / "compact.safetensors")
     findings = Findings(
         title=known.name or known.id,
         metric=str(metrics.get("metric", "accuracy")),
         higher_is_better=bool(metrics.get("higher_is_better", True)),
-        dense=dense_figures(dense, test["dense"]),
-        compact=compact_figures(metrics, test["compact"]),
+        dense=replace(dense_figures(dense, test["dense"]), latency_ms=latency[0]),
+        compact=replace(compact_figures(metrics, test["compact"]), latency_ms=latency[1]),
         chosen=winner.id,
         candidates=[candidate(trial) for trial in trials],
         max_error=float(metrics["max_error"]),
@@ -119,6 +121,18 @@ def test_figures(recipe: Recipe, winner: Trial, dense: DenseBaseline, record: Pa
     }
     record.write_text(json.dumps({"trial": winner.id, **figures}), encoding="utf-8")
     return figures
+
+
+def latencies(recipe: Recipe, *paths: Path, rounds: int = 5) -> list[float]:
+    """Milliseconds of one input for each model, measured here, in turns: trials measure while others train."""
+    from nni_plugins.training.data import build_data
+    from nni_plugins.training.measure import latency_ms
+    from nni_plugins.training.pipeline import load_model
+
+    data = build_data(recipe)
+    models = [load_model(recipe, data, path) for path in paths]
+    times = [[latency_ms(model, data.example, seconds=0.3) for model in models] for _ in range(rounds)]
+    return [min(column) for column in zip(*times, strict=True)]
 
 
 def stock_check(recipe: Recipe, folder: Path) -> StockCheck:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nni_plugins.experiment.errors import ExperimentError
-from nni_plugins.experiment.finish import bounds, compact_figures, dense_figures, stock_check, write
+from nni_plugins.experiment.finish import bounds, compact_figures, dense_figures, latencies, stock_check, write
 from nni_plugins.experiment.folders import dense_folder
 from nni_plugins.report.environment import environment
 from nni_plugins.report.findings import Candidate, Findings
@@ -66,6 +67,7 @@ def compress_recipe(
 
     metrics = compress(recipe, folder, dense, on_epoch)
     say("reading the test split; taking the model through NNI's own ModelSpeedup")
+    latency = latencies(recipe, dense.path, folder / "compact.safetensors")
     tests = [float(evaluate_test(recipe, model)["accuracy"]) for model in (dense.path, folder / "compact.safetensors")]
     only = Candidate(ONLY, 0, "SUCCEEDED", metrics["accuracy"], metrics["macs"], metrics["default"], changes)
     command = " ".join(["nni-plugins compress", str(path), *(f"--set {key}={value}" for key, value in changes.items())])
@@ -73,8 +75,8 @@ def compress_recipe(
         title=name,
         metric=str(metrics["metric"]),
         higher_is_better=bool(metrics["higher_is_better"]),
-        dense=dense_figures(dense, tests[0]),
-        compact=compact_figures(metrics, tests[1]),
+        dense=replace(dense_figures(dense, tests[0]), latency_ms=latency[0]),
+        compact=replace(compact_figures(metrics, tests[1]), latency_ms=latency[1]),
         chosen=ONLY,
         candidates=[only],
         max_error=float(metrics["max_error"]),

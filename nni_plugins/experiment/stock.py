@@ -58,12 +58,11 @@ def through_stock_speedup(recipe: Recipe, folder: Path) -> StockCheck:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep NNI's several hundred lines on each layer, and its warnings, off the terminal."""
-    logger = logging.getLogger("nni")
-    level = logger.level
+    before = logging.root.manager.disable
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
-        logger.setLevel(logging.CRITICAL)
+        logging.disable(logging.CRITICAL)  # NNI's modules set levels of their own
         try:
             yield
         finally:
-            logger.setLevel(level)
+            logging.disable(before)

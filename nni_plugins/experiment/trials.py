@@ -139,15 +139,12 @@ def profile_from_database(experiment: Path) -> dict[str, Any]:
 
 
 def best(trials: Iterable[Trial]) -> Trial | None:
-    """The succeeded trial with the largest ``default`` whose metrics are still in its folder."""
-    found: Trial | None = None
-    for trial in trials:
-        if trial.status != "SUCCEEDED" or trial.default is None or not trial.folder:
-            continue
-        better = found is None or found.default is None or trial.default > found.default
-        if better and read_json(trial.folder / METRICS):
-            found = trial
-    return found
+    """The succeeded trial with the largest ``default``, of equal ones the cheapest, whose metrics are in its folder."""
+    succeeded = [trial for trial in trials if trial.status == "SUCCEEDED" and trial.default is not None]
+    ranked = sorted(
+        succeeded, key=lambda trial: (-(trial.default or 0.0), trial.metrics.get("macs", 0), trial.sequence)
+    )
+    return next((trial for trial in ranked if trial.folder and read_json(trial.folder / METRICS)), None)
 
 
 def _connect(experiment: Path) -> sqlite3.Connection:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nni_plugins.report.findings import Findings, ModelFigures
+from nni_plugins.report.findings import Findings
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -100,13 +100,8 @@ def size(count: int) -> str:
 
 
 def share(before: float, after: float) -> str:
-    """What is left, and how many times less that is."""
+    """What is left, and how many times less (or more) that is."""
     if not before or not after:
         return ""
-    return f"{100 * after / before:.0f}% left ({before / after:.2f}x less)"
-
-
-def model_row(figures: ModelFigures, metric: str) -> list[str]:
-    """One model in one row."""
-    latency = "–" if figures.latency_ms is None else f"{figures.latency_ms:.2f} ms"
-    return [figures.name, quality(figures.test, metric), amount(figures.macs), amount(figures.params), latency]
+    times = f"{before / after:.2f}x less" if after <= before else f"{after / before:.2f}x more"
+    return f"{100 * after / before:.0f}% ({times})"

@@ -21,7 +21,7 @@ def test_rows_name_both_models_and_the_change(make_findings: Make) -> None:
     header, rows = comparison(findings)
     assert header == ["", "dense", "compact", "change"]
     assert rows[0] == ["test accuracy", "98.33%", "98.06%", "-0.27 points"]
-    assert rows[2] == ["MACs", "2 M", "500 k", "25% left (4.00x less)"]
+    assert rows[2] == ["MACs", "2 M", "500 k", "25% (4.00x less)"]
     assert [row[0] for row in rows] == ["test accuracy", "validation accuracy", "MACs", "parameters", "latency", "file"]
 
 
