@@ -18,33 +18,33 @@ SPACES = ("pruning_target_spaces", "quantization_target_spaces", "distillation_t
 HOOK = "__deepcopy__"
 
 
-def _holders(owner: Any) -> Iterator[dict[str, Any]]:
-    """The dictionaries in which NNI leaves tensors that autograd made."""
-    yield owner._buffers
-    yield owner.__dict__
-    for spaces in SPACES:
-        for space in getattr(owner, spaces, {}).values():
-            yield space.__dict__
+def _places(owner: Any) -> Iterator[tuple[Any, Any, Any]]:
+    """Where NNI leaves tensors that autograd made: container, key or index, and value."""
+    spaces = [space for kind in SPACES for space in getattr(owner, kind, {}).values()]
+    for namespace in (owner._buffers, vars(owner), *map(vars, spaces)):
+        for name, value in namespace.items():
+            if isinstance(value, list):
+                yield from ((value, index, item) for index, item in enumerate(value))
+            yield namespace, name, value
 
 
 def _deepcopy(owner: Any, memo: dict[int, Any]) -> Any:
     import torch
 
     swapped = [
-        (holder, name, value)
-        for holder in _holders(owner)
-        for name, value in holder.items()
+        (container, key, value)
+        for container, key, value in _places(owner)
         if isinstance(value, torch.Tensor) and not value.is_leaf
     ]
     hook = owner.__dict__.pop(HOOK)
-    for holder, name, value in swapped:
-        holder[name] = value.detach()
+    for container, key, value in swapped:
+        container[key] = value.detach()
     try:
         copied = copy.deepcopy(owner, memo)
     finally:
         owner.__dict__[HOOK] = hook
-        for holder, name, value in swapped:
-            holder[name] = value
+        for container, key, value in swapped:
+            container[key] = value
     copied.__dict__[HOOK] = MethodType(_deepcopy, copied)
     return copied
 
