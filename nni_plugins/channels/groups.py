@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nni_plugins.channels.labels import Array, Cause, Solution
-from nni_plugins.channels.trace import Trace
+from nni_plugins.channels.trace import Info, Trace
 
 
 @dataclass(frozen=True)
@@ -138,6 +138,10 @@ def _units_by_signature(klass: Array, place: Array) -> list[tuple[Array, int]]:
     return sorted(found, key=lambda item: (int(place[item[0][0]]), int(item[0][0])))
 
 
+def _names(info: Info, sources: dict[int, set[str]]) -> set[str]:
+    return {info.parameter} if info.parameter else sources.get(id(info), set())
+
+
 class _Roles:
     """What each dimension of each parameter does."""
 
@@ -147,17 +151,17 @@ class _Roles:
         for labels in trace.consumed:
             if labels is not None:
                 self._consumed[labels] = True
-        self._contracting = {
-            info.parameter
-            for op in trace.operators
-            for c in op.contractions
-            if c.right is not None
-            for info in (c.right, c.bias)
-            if info is not None and info.parameter
-        }
-        for op in trace.operators:  # weights made from parameters (weight norm, a transposed weight)
-            if op.inputs and not any(info.dynamic for info in op.inputs):
-                self._contracting.update(info.parameter for info in op.inputs if info.parameter)
+        self._contracting: set[str] = set()
+        sources: dict[int, set[str]] = {}  # what a weight was made from (weight norm, a transposed or packed weight)
+        for op in trace.operators:
+            made_of = set().union(*(_names(info, sources) for info in op.inputs if not info.dynamic))
+            for contraction in op.contractions:
+                for info in (contraction.right, contraction.bias):
+                    if info is not None and not info.dynamic:
+                        self._contracting |= _names(info, sources)
+            for info in op.outputs:
+                if not info.dynamic:
+                    sources[id(info)] = made_of
         self._labels = trace.parameters
 
     def of(self, name: str, dim: int) -> str:

@@ -180,3 +180,15 @@ def channel_shuffle(call: Call) -> list[MaybeLabels]:
         call.freeze(labels, "shuffled")
         return [x.labels[0], None, *x.labels[2:]]
     return [x.labels[0], call.trace.labels.merge(inner, outer, call.cause), *x.labels[2:]]
+
+
+@rule("aten.as_strided", "aten.as_strided_")
+def as_strided(call: Call) -> list[MaybeLabels]:
+    """Other strides over the same shape (adaptive pooling asks for them) say nothing new; anything else is unknown."""
+    x = call.inputs[0]
+    if x.shape == call.shape():
+        call.zero = x.zero
+        return list(x.labels)
+    for labels in x.labels:
+        call.freeze(labels, "seen through other strides")
+    return [None] * len(call.shape())
