@@ -78,7 +78,7 @@ class MaskInference:
         self._classes = graph.solution.classes
         self._modules = dict(model.named_modules())
         self._exact_only = exact_only
-        self._alive = {name: (mask.detach() != 0).cpu().numpy() for name, mask in masks.items()}
+        self._alive = {name: _unmasked(mask) for name, mask in masks.items()}
         self._patterns: dict[int, Array | None] = {}
         self._sources: dict[int, str] = {}
         self._states: dict[int, _State] = {}
@@ -137,11 +137,11 @@ class MaskInference:
                 zero.append(None)
                 continue
             dead.append(np.full(len(labels), not info.dynamic))
-            if alive is None:
+            if alive is None or dim >= alive.ndim:
                 zero.append(np.zeros(len(labels), dtype=bool))
             else:
-                axes = tuple(d for d in range(alive.ndim) if d != dim)
-                zero.append(np.logical_not(np.atleast_1d(alive.any(axis=axes))))
+                others = tuple(d for d in range(alive.ndim) if d != dim)
+                zero.append(np.logical_not(np.atleast_1d(alive.any(axis=others))))
         return _State(dead, zero)
 
     def _zero(self, info: Info, dim: int) -> Array:
@@ -256,10 +256,7 @@ class MaskInference:
         """Which entries of a weight are not masked, kernel positions taken together; None where no mask is known."""
         if id(info) in self._patterns:
             return self._patterns[id(info)]
-        alive = self._alive.get(info.parameter)
-        if alive is None:
-            return None
-        return np.asarray(alive.any(axis=tuple(range(2, alive.ndim)))) if alive.ndim > 2 else alive
+        return self._alive.get(info.parameter)
 
     def _contract(self, operator: Operator, c: Contraction) -> None:
         """Output ``o`` depends on the input only through unmasked entries whose input unit is not dead."""
@@ -326,6 +323,12 @@ class MaskInference:
             operator.name == "aten.convolution" and c.right_out == 0
         )
         return plain and tuple(weight.shape) in (c.right.shape, c.right.shape[::-1])
+
+
+def _unmasked(mask: torch.Tensor) -> Array:
+    """Return which entries a mask keeps; of a convolution's, its first two dimensions: a kernel is alive if any of it is."""
+    alive = mask.detach() != 0
+    return (alive.flatten(2).any(2) if alive.dim() > 2 else alive).cpu().numpy()
 
 
 def _reaches(pattern: Array | None, blocked: Array | None, outputs: int, inputs: int, groups: int) -> Array:

@@ -291,3 +291,25 @@ def test_watching_twice_gives_the_same():
     assert [(g.name, g.size, len(g.members)) for g in first.groups] == [
         (g.name, g.size, len(g.members)) for g in second.groups
     ]
+
+
+def test_roles_of_scales_and_of_weights_made_from_parameters():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight, self.gain = nn.Parameter(torch.randn(8, 3, 1, 1)), nn.Parameter(torch.rand(8, 1, 1, 1))
+            self.act, self.scale = nn.PReLU(8), nn.Parameter(torch.ones(8))
+            self.head = nn.Conv2d(8, 2, 1)
+
+        def forward(self, x):
+            return self.head(self.act(F.conv2d(x, self.weight * self.gain)) * self.scale.view(1, -1, 1, 1))
+
+    groups = ChannelGraph.watch(Net(), X).groups
+    roles = {(m.name, m.dim): m.role for g in groups if g.prunable for m in g.members}
+    assert roles == {
+        ("weight", 0): "out",
+        ("gain", 0): "out",
+        ("act.weight", 0): "scale",
+        ("scale", 0): "scale",
+        ("head.weight", 1): "in",
+    }
