@@ -80,13 +80,14 @@ class Plan:
         found = {name: self.dimensions(name) for name in self.graph.trace.parameters}
         return {name: dims for name, dims in found.items() if dims}
 
-    def sizes(self) -> dict[tuple[str, str], int]:
-        """Return ``{(module, attribute): new value}`` for the module attributes that count what the plan removes."""
-        out = {}
-        for key, labels in self.graph.trace.sizes.items():
-            keep = self.keeps(labels)
-            if not keep.all():
-                out[key] = int(keep.sum())
+    def sizes(self) -> dict[tuple[str, str], dict[int, int]]:
+        """Return ``{(module, attribute): {old value: new value}}`` for module attributes that count what goes."""
+        out: dict[tuple[str, str], dict[int, int]] = {}
+        for key, candidates in self.graph.trace.sizes.items():
+            for labels in candidates:
+                keep = self.keeps(labels)
+                if not keep.all():
+                    out.setdefault(key, {})[len(labels)] = int(keep.sum())
         return out
 
     def masks(self, model: nn.Module) -> dict[str, dict[str, torch.Tensor]]:

@@ -152,7 +152,7 @@ class Call:
     def size_of(self, attribute: str, labels: MaybeLabels) -> None:
         """Say that ``attribute`` of the calling module, if it has one of this value, counts these labels."""
         if labels is not None:
-            self.trace.sizes[self.module, attribute] = labels
+            self.trace.sizes.setdefault((self.module, attribute), []).append(labels)
 
     def contract(self, left: Info, left_dim: int, right: Info, right_dim: int, **details: Any) -> None:
         """Tie the contracted dimensions of a product, and note it for later questions about what masking leaves."""
@@ -193,7 +193,7 @@ class Trace:
     parameters
         By name, the labels of each dimension of each parameter and buffer that the run used.
     sizes
-        ``(module, attribute) -> labels`` that the attribute counts, such as ``('conv1', 'out_channels')``.
+        ``(module, attribute) -> labels`` that the attribute may count, such as ``('conv1', 'out_channels')``.
     terms
         The multiply-accumulates.
     consumed
@@ -209,7 +209,7 @@ class Trace:
         self.operators: list[Operator] = []
         self.labels = Labels()
         self.parameters: dict[str, list[MaybeLabels]] = {}
-        self.sizes: dict[tuple[str, str], Array] = {}
+        self.sizes: dict[tuple[str, str], list[Array]] = {}
         self.terms: list[Term] = []
         self.consumed: list[MaybeLabels] = []
         self.unknown: dict[tuple[str, str], Cause] = {}

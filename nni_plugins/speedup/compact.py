@@ -49,16 +49,15 @@ class Compaction:
             tensor.data = sliced(tensor.data, index)
             if gradient is not None:
                 tensor.grad = sliced(gradient, index)
-        for (module, attribute), new in self.plan.sizes().items():
+        for (module, attribute), changes in self.plan.sizes().items():
             owner = self._modules.get(module)
             if owner is None or module in self._skip or not hasattr(owner, attribute):
                 continue
-            old = len(self.plan.graph.trace.sizes[module, attribute])
             value = getattr(owner, attribute)
-            if value == old and not isinstance(value, bool):
-                self.set(module, attribute, new)
-            elif isinstance(value, (tuple, list)) and list(value) == [old]:
-                self.set(module, attribute, type(value)([new]))
+            if isinstance(value, int) and value in changes and not isinstance(value, bool):
+                self.set(module, attribute, changes[value])
+            elif isinstance(value, (tuple, list)) and len(value) == 1 and value[0] in changes:
+                self.set(module, attribute, type(value)([changes[value[0]]]))
 
     def set(self, module: str, attribute: str, value: Any) -> None:
         """Set an attribute of a module, remembering the old value."""

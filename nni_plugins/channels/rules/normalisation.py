@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from nni_plugins.channels.labels import MaybeLabels
 from nni_plugins.channels.rules.registry import rule
 from nni_plugins.channels.trace import Call
@@ -33,7 +35,9 @@ def batch_norm(call: Call) -> list[MaybeLabels]:
     if x.labels[1] is None:
         call.freeze(channels, "the norm of something of fixed size")
     call.zero = affine[0] is not None
-    call.size_of("num_features", x.labels[1])
+    call.size_of("num_features", channels)
+    if channels is not None:
+        call.size_of("num_features", np.unique(channels))  # an instance norm repeats its channels for each example
     for index in (1, 2):  # the saved mean and deviation, empty in some versions
         if index < len(call.outputs) and call.shape(index) == x.shape[1:2]:
             call.give(index, [x.labels[1]])
