@@ -163,6 +163,8 @@ def test_foreign_mask_file_runs_no_code(tmp_path):
         def __reduce__(self):
             return (open, (str(tmp_path / "written"), "w"))
 
+    if next(patch for patch in patches() if patch.name == "mask-file-speedup").state != "applied":
+        pytest.skip("torch before 2.6 loads any file, and NNI has no defect to mend")
     torch.save({"layer": Foreign()}, tmp_path / "masks.pth")
     model, _, x, _ = masked()
     with pytest.raises(Exception, match="eights"):
