@@ -46,18 +46,19 @@ class Compaction:
             index = {dim: torch.as_tensor(kept, device=tensor.device) for dim, kept in dims.items()}
             self._tensors.append((tensor, tensor.data, tensor.grad))
             gradient, tensor.grad = tensor.grad, None
-            tensor.data = sliced(tensor.data, index)
+            replace_data(tensor, sliced(tensor.data, index))
             if gradient is not None:
                 tensor.grad = sliced(gradient, index)
         for (module, attribute), changes in self.plan.sizes().items():
             owner = self._modules.get(module)
             if owner is None or module in self._skip or not hasattr(owner, attribute):
                 continue
-            value = getattr(owner, attribute)
+            value: Any = getattr(owner, attribute)
             if isinstance(value, int) and value in changes and not isinstance(value, bool):
                 self.set(module, attribute, changes[value])
             elif isinstance(value, (tuple, list)) and len(value) == 1 and value[0] in changes:
-                self.set(module, attribute, type(value)([changes[value[0]]]))
+                kind = tuple if isinstance(value, tuple) else list
+                self.set(module, attribute, kind([changes[value[0]]]))
 
     def set(self, module: str, attribute: str, value: Any) -> None:
         """Set an attribute of a module, remembering the old value."""
@@ -79,11 +80,22 @@ class Compaction:
             setattr(owner, attribute, value)
         for tensor, data, gradient in self._tensors:
             tensor.grad = None
-            tensor.data = data
+            replace_data(tensor, data)
             tensor.grad = gradient
         self._attributes.clear()
         self._tensors.clear()
         self.sizes.clear()
+
+
+def replace_data(tensor: torch.Tensor, data: torch.Tensor) -> None:
+    """Give a parameter or buffer other data, of another shape, and let autograd forget the old shape.
+
+    Whoever still holds the loss of an earlier step holds the node that adds up the parameter's gradient, and that node
+    expects the old shape. Torch drops it only when the dtype changes: so it is made to change, and back.
+    """
+    other = torch.float64 if data.dtype != torch.float64 else torch.float32
+    tensor.data = torch.empty(0, dtype=other, device=data.device)
+    tensor.data = data
 
 
 def sliced(tensor: torch.Tensor, index: dict[int, torch.Tensor]) -> torch.Tensor:
@@ -91,6 +103,7 @@ def sliced(tensor: torch.Tensor, index: dict[int, torch.Tensor]) -> torch.Tensor
     out = tensor
     for dim, kept in sorted(index.items(), key=lambda item: len(item[1]) / tensor.shape[item[0]]):
         out = out.index_select(dim, kept)
-    if tensor.dim() == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last):
-        return out.contiguous(memory_format=torch.channels_last)
+    for rank, order in ((4, torch.channels_last), (5, torch.channels_last_3d)):
+        if tensor.dim() == rank and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=order):
+            return out.contiguous(memory_format=order)
     return out.contiguous()

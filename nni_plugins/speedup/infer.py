@@ -326,9 +326,9 @@ class MaskInference:
 
 
 def _unmasked(mask: torch.Tensor) -> Array:
-    """Return which entries a mask keeps; of a convolution's, its first two dimensions: a kernel is alive if any of it is."""
+    """Return which entries a mask keeps, over the first two dimensions: a kernel is alive if any of it is."""
     alive = mask.detach() != 0
-    return (alive.flatten(2).any(2) if alive.dim() > 2 else alive).cpu().numpy()
+    return np.asarray((alive.flatten(2).any(2) if alive.dim() > 2 else alive).cpu())
 
 
 def _reaches(pattern: Array | None, blocked: Array | None, outputs: int, inputs: int, groups: int) -> Array:
@@ -337,8 +337,8 @@ def _reaches(pattern: Array | None, blocked: Array | None, outputs: int, inputs:
     free = np.ones(inputs, dtype=bool) if blocked is None else ~blocked
     table = np.repeat(free.reshape(groups, per_group), outputs // groups, axis=0)
     if pattern is None:
-        return table.any(axis=1)
-    return (pattern & table).any(axis=1)
+        return np.asarray(table.any(axis=1))
+    return np.asarray((pattern & table).any(axis=1))
 
 
 def _unread(pattern: Array | None, inputs: int, groups: int) -> Array:

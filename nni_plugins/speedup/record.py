@@ -22,6 +22,8 @@ def attach(model: nn.Module, compaction: Compaction, added: list[str]) -> None:
     graph = compaction.plan.graph
     slices = {name: dict(dims) for name, dims in earlier["slices"].items()}
     for name, dims in compaction.plan.slices().items():
+        if name in earlier["added"]:
+            continue  # a builder's model does not have it: it is made anew, at its final size
         for dim, kept in dims.items():
             new = torch.as_tensor(kept, dtype=torch.int64)
             old = slices.setdefault(name, {}).get(dim)
