@@ -50,11 +50,9 @@ def main() -> int:
                 "relative_error": metrics["relative_error"],
             }
             rows.append(row)
-            print(
-                f"seed {seed}: dense {row['dense']:.4f}, compact {row['compact']:.4f}, "
-                f"{100 * row['macs']:.1f}% of the MACs, compact against masked {row['relative_error']:.1e}, {time.monotonic() - start:.0f} s",
-                flush=True,
-            )
+            accuracy = f"dense {row['dense']:.4f}, compact {row['compact']:.4f}"
+            cost = f"{100 * row['macs']:.1f}% of the MACs, compact against masked {row['relative_error']:.1e}"
+            print(f"seed {seed}: {accuracy}, {cost}, {time.monotonic() - start:.0f} s", flush=True)
     means = {name: statistics.mean(row[name] for row in rows) for name in ("dense", "compact")}
     points = 100 * (means["compact"] - means["dense"])
     print(f"mean test accuracy: dense {means['dense']:.4f}, compact {means['compact']:.4f}: {points:+.2f} points")

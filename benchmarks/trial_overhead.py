@@ -4,7 +4,7 @@
 
 A trial is a whole process, ``python -m nni_plugins.trial`` on the digits experiment's model with trained dense weights:
 imports, data, the watch, pruning, and fine-tuning until the optimizer's first step. For comparison, what
-``import nni.compression.pruning`` costs in a process without this package. Medians; run it on an otherwise idle machine.
+``import nni.compression.pruning`` costs in a process without this package. Medians; run it on an idle machine.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ def page(findings: Findings, plot: str = "pareto.png", files: Sequence[str] = ()
     parts = [f"# {findings.title}: the compact model", _headline(findings), markdown_table(*comparison(findings))]
     parts += [f"![{findings.metric} against MACs, all trials]({plot})"]
     parts += ["## Proof", *proof_lines(findings)]
-    parts += ["## Trials", _counts(findings), markdown_table(*_trials(findings))]
+    parts += ["## Trials", _counts(findings), markdown_table(*_trials(findings), left=(0, 3, 4))]
     if files:
         parts += ["## Files", "\n".join(f"- {line}" for line in files)]
     if findings.commands:

@@ -67,7 +67,7 @@ def save_pareto(findings: Findings, path: Path, dots_per_inch: int = 200) -> Non
         limit = bound * findings.dense.macs / scale
         axes.axvline(limit, color=INK, linewidth=0.9, linestyle="--", alpha=0.6, zorder=1)
         note = f" budget: {100 * bound:.0f}% of the MACs"
-        axes.annotate(note, (limit, 0.02), xycoords=("data", "axes fraction"), fontsize=8, color=INK, rotation=0)
+        axes.annotate(note, (limit, 0.97), xycoords=("data", "axes fraction"), fontsize=8, color=INK, va="top")
     _clip_outliers(axes, place(points)[1], findings)
     axes.set_xlabel(f"{unit} of one input")
     axes.set_ylabel(f"validation {findings.metric}" + (" (%)" if findings.metric == "accuracy" else ""))

@@ -45,12 +45,11 @@ def rich_table(findings: Findings) -> Table:
     return table
 
 
-def markdown_table(header: list[str], rows: list[list[str]]) -> str:
-    """A GitHub-flavoured table; the first column to the left, the others to the right."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join(
-        "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |" for line in lines
-    )
+def markdown_table(header: list[str], rows: list[list[str]], left: tuple[int, ...] = (0,)) -> str:
+    """A GitHub-flavoured table; the columns `left` to the left, the others to the right."""
+    marks = ["---" if index in left else "---:" for index in range(len(header))]
+    cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in line] for line in (header, marks, *rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
 def proof_lines(findings: Findings) -> list[str]:
