@@ -72,7 +72,10 @@ class Compaction:
         owner, name, value = self._attributes.pop()
         assert owner is self._modules[module] and name == attribute
         setattr(owner, attribute, value)
-        del self.sizes[module][attribute]
+        if any(o is owner and n == attribute for o, n, _ in self._attributes):
+            self.sizes[module][attribute] = value
+        else:
+            del self.sizes[module][attribute]
 
     def undo(self) -> None:
         """Put everything back."""
@@ -93,7 +96,7 @@ def replace_data(tensor: torch.Tensor, data: torch.Tensor) -> None:
     Whoever still holds the loss of an earlier step holds the node that adds up the parameter's gradient, and that node
     expects the old shape. Torch drops it only when the dtype changes: so it is made to change, and back.
     """
-    other = torch.float64 if data.dtype != torch.float64 else torch.float32
+    other = torch.float32 if data.dtype != torch.float32 else torch.float16
     tensor.data = torch.empty(0, dtype=other, device=data.device)
     tensor.data = data
 

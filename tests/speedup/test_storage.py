@@ -79,6 +79,18 @@ def test_compacted_twice_comes_back(tmp_path):
     assert torch.equal(load_compact(tmp_path / "m.safetensors", lambda: RandomCNN(1))(X), model(X))
 
 
+def test_a_bias_that_folding_added_and_a_second_step_cut_comes_back(tmp_path):
+    model = Folds().eval()
+    mask = torch.ones(8, 3, 1, 1)
+    mask[5:] = 0
+    model = ModelSpeedup(model, X, {"a": {"weight": mask}}).speedup_model()
+    graph = ChannelGraph.watch(model, X)
+    model = ModelSpeedup(model, X, Plan(graph, {"b": [0, 2]}).masks(model)).speedup_model()
+    assert model.b.bias.shape == (2,)
+    save_compact(model, tmp_path / "m.safetensors")
+    assert torch.equal(load_compact(tmp_path / "m.safetensors", Folds)(X), model(X))
+
+
 class Tied(nn.Module):
     def __init__(self):
         super().__init__()
