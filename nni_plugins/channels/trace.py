@@ -172,6 +172,12 @@ class Call:
             self.inexact(info.labels[dim], "a masked unit is not zero where it is summed over")
         self.contractions.append(Contraction(info, dim))
 
+    def reduced(self, info: Info, dim: int) -> None:
+        """Note a reduction over a dimension for which removing is not masking: a mean, a maximum."""
+        if info.labels[dim] is not None:
+            self.inexact(info.labels[dim], "reduced over channels")
+            self.contractions.append(Contraction(info, dim))
+
     def costs(self, macs: int, *factors: MaybeLabels) -> None:
         """Note the multiply-accumulates of this call, which shrink with each of ``factors``."""
         arrays = tuple(f for f in factors if f is not None)
@@ -279,7 +285,7 @@ class Trace:
         call = Call(self, func, args, kwargs, out, module, name)
         if not call.outputs:
             return  # prim.device, sym_size and the like
-        dynamic = any(info.dynamic for info in call.inputs)
+        dynamic = any(info.dynamic for info in call.inputs) or torch.Tag.nondeterministic_seeded in func.tags
         if rule is None:
             cause = self.unknown.setdefault((name, module), call.because("operator without a rule"))
             for info in call.inputs:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +30,8 @@ MIXING = frozenset(
         "aten._log_softmax aten._safe_softmax aten.softmax aten.log_softmax"
     ).split()
 )
+#: Operators that put tensors next to each other: what one of them carries, the others need not carry.
+_JOINS = frozenset("aten.cat aten.concat aten.concatenate".split())
 _NORMS = frozenset(
     (
         "aten.native_batch_norm aten._native_batch_norm_legit aten._native_batch_norm_legit_no_training "
@@ -155,7 +158,11 @@ class MaskInference:
         return value
 
     def _propagate(self, operator: Operator) -> None:
-        """Work out the outputs' states: by default a unit is dead where every input that carries it is."""
+        """Work out the outputs' states: by default a unit is dead where every input that carries it is.
+
+        Where several inputs depend on the model's input, each must carry it: a constant times a gate that is broadcast
+        over the units is no constant.
+        """
         touched = []
         for info in operator.inputs:
             state = self._state(info)
@@ -167,6 +174,8 @@ class MaskInference:
                 self._seen[classes] = True
                 self._live[classes[~dead]] = True
                 self._nonzero[classes[~zero]] = True
+        dynamic = [info for info in operator.inputs if info.dynamic]
+        partners = dynamic if len(dynamic) > 1 and operator.name not in _JOINS else []
         for info in operator.outputs:
             preserves = info.zero and operator.name not in _NORMS and not operator.contractions
             state = _State([None] * len(info.labels), [None] * len(info.labels))
@@ -175,12 +184,20 @@ class MaskInference:
                     continue
                 classes = self._classes[labels]
                 known = self._seen[classes]
-                state.dead[dim] = known & ~self._live[classes] | np.full(len(labels), not info.dynamic)
-                state.zero[dim] = known & ~self._nonzero[classes] & preserves
+                zero = known & ~self._nonzero[classes] & preserves
+                dead = known & ~self._live[classes]
+                for partner in partners:
+                    dead &= self._carried(partner, classes)
+                state.zero[dim] = zero
+                state.dead[dim] = dead | zero | np.full(len(labels), not info.dynamic)
             self._states[id(info)] = state
         for classes in touched:
             self._seen[classes] = self._live[classes] = self._nonzero[classes] = False
         self._special(operator)
+
+    def _carried(self, info: Info, classes: Array) -> Array:
+        own = [self._classes[labels] for labels in info.labels if labels is not None]
+        return np.isin(classes, np.concatenate(own)) if own else np.zeros(len(classes), dtype=bool)
 
     def _special(self, operator: Operator) -> None:
         name = operator.name.rstrip("_")
@@ -313,9 +330,19 @@ class MaskInference:
         return foldable and bool((dead & ~zero & ~unread).any())
 
     def _foldable(self, operator: Operator, c: Contraction) -> bool:
-        module = self._modules.get(operator.module)
+        """Whether what the removed units leave behind can go into the bias of the module that contracts them."""
+        module: Any = self._modules.get(operator.module)
         weight = getattr(module, "weight", None)
         if c.right is None or not isinstance(weight, nn.Parameter) or not hasattr(module, "bias"):
+            return False
+        if not c.left.dynamic:
+            return False  # a learned constant: nothing of it is masked only because it does not change
+        prefix = f"{operator.module}." if operator.module else ""
+        if (c.right.parameter or self._sources.get(id(c.right))) != f"{prefix}weight":
+            return False  # the weight is changed on the way
+        if module.bias is not None and (c.bias is None or c.bias.parameter != f"{prefix}bias"):
+            return False  # the bias is not added here, or is another module's
+        if f"{prefix}bias" in self._graph.aliases:
             return False
         if self._uses[operator.module] != 1:
             return False  # called several times: what one call leaves behind is not what another does

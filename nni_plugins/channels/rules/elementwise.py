@@ -12,7 +12,7 @@ ZERO_PRESERVING = frozenset(
         "abs asin asinh atan atanh celu ceil clone copy detach elu erf expm1 floor gelu hardshrink hardswish "
         "leaky_relu log1p mish neg prelu _prelu_kernel relu relu6 round rrelu_with_noise selu sgn sign silu "
         "sin sinh softshrink sqrt square tan tanh trunc rad2deg deg2rad nan_to_num positive alias lift_fresh "
-        "_to_copy contiguous hardtanh"
+        "_to_copy contiguous"
     ).split()
 )
 

@@ -18,7 +18,7 @@ def _reduced(call: Call, dims: object, keepdim: bool, *, exact: bool) -> list[Ma
         if exact:
             call.sum_over(x, dim)
         else:
-            call.inexact(x.labels[dim], "reduced over channels")
+            call.reduced(x, dim)
     kept = [None if dim in gone else labels for dim, labels in enumerate(x.labels)]
     if keepdim:
         return kept
