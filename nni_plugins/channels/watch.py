@@ -7,6 +7,7 @@ fail to be watched: a model that does not run without data is run on fake tensor
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -20,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from nni_plugins.channels.preserve import preserved
+from nni_plugins.channels.shapes import result_without_data
 
 OnOperator = Callable[[Any, tuple, dict, Any, str], None]
 OnModule = Callable[[str, Any, Any], None]
@@ -32,6 +34,11 @@ _logger = logging.getLogger(__name__)
 _META = torch.device("meta")
 _KEEPS_DEVICE = frozenset([torch.ops.aten._to_copy.default])
 _LOOKS = frozenset([torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default])
+
+
+@cache
+def _name(func: Any) -> str:
+    return str(func.overloadpacket)
 
 
 @cache
@@ -79,7 +86,10 @@ class _Recorder(TorchDispatchMode):
         elif "device" in _argument_names(func) and func not in _KEEPS_DEVICE:
             kwargs = {**kwargs, "device": _META}
         shadowed = [self._shadowed(a) for a in args]
-        out = func(*shadowed, **{key: self._shadowed(value) for key, value in kwargs.items()})
+        named = {key: self._shadowed(value) for key, value in kwargs.items()}
+        out = result_without_data(_name(func), tuple(shadowed), named)
+        if out is NotImplemented:
+            out = func(*shadowed, **named)
         return args[0] if out is shadowed[0] and args else out
 
     def _shadowed(self, value: Any) -> Any:
@@ -95,6 +105,10 @@ class _Recorder(TorchDispatchMode):
             shadow = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=_META)
             found = self._shadows[id(tensor)] = (tensor, shadow)  # the tensor too, else its id may be given to another
         return found[1]
+
+
+# torch wraps each mode for its compiler, which it imports for that at the first call: one to two seconds for nothing here.
+_Recorder.__torch_dispatch__ = inspect.unwrap(_Recorder.__torch_dispatch__)  # type: ignore[method-assign]
 
 
 class NeedsValues(RuntimeError):

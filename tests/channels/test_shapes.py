@@ -1,0 +1,119 @@
+"""Our shapes against torch's own meta kernels, and the same refusals."""
+
+import itertools
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from nni_plugins.channels.shapes import broadcast, result_without_data
+
+META = {"device": "meta"}
+
+
+def conv_cases():
+    for dims, groups, stride, padding, transposed in itertools.product(
+        (1, 2, 3), (1, 2, 4), (1, 2), (0, 1), (False, True)
+    ):
+        x = torch.empty(2, 4, *[7] * dims, **META)
+        weight = torch.empty(*((4, 6 // 2) if transposed else (8, 4 // groups)), *[3] * dims, **META)
+        extra = [stride - 1] * dims if transposed else [0] * dims
+        yield x, weight, None, [stride] * dims, [padding] * dims, [1] * dims, transposed, extra, groups
+
+
+@pytest.mark.parametrize("case", conv_cases())
+def test_convolution(case):
+    assert result_without_data("aten.convolution", case, {}).shape == torch.ops.aten.convolution(*case).shape
+
+
+A, B, C = (torch.empty(*s, **META) for s in ((2, 3, 4, 5), (3, 1, 5), (1, 3, 1, 1)))
+CASES = [
+    ("relu", (A,)),
+    ("clamp", (A, 0.0)),
+    ("gelu", (A,)),
+    ("add", (A, B)),
+    ("mul", (B, A)),
+    ("sub", (A, C)),
+    ("div", (A, 2.0)),
+    ("add_", (torch.empty(2, 3, **META), torch.empty(3, **META))),
+    ("mm", (torch.empty(2, 3, **META), torch.empty(3, 4, **META))),
+    ("addmm", (torch.empty(4, **META), torch.empty(2, 3, **META), torch.empty(3, 4, **META))),
+    ("bmm", (torch.empty(5, 2, 3, **META), torch.empty(5, 3, 4, **META))),
+    ("mean", (A, [2, -1], True)),
+    ("mean", (A, [1])),
+    ("sum", (A, [0], True)),
+    ("amax", (A, [1], False)),
+    ("cat", ([A, A, A], 1)),
+    ("cat", ([A, torch.empty(2, 3, 4, 1, **META)], -1)),
+    ("clone", (A.permute(0, 2, 3, 1),)),
+]
+
+
+@pytest.mark.parametrize(("name", "args"), CASES)
+def test_others(name, args):
+    ours = result_without_data(f"aten.{name}", args, {})
+    theirs = getattr(torch.ops.aten, name)(*args)
+    assert ours.shape == theirs.shape
+    assert ours.dtype == theirs.dtype
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("convolution", (A, torch.empty(8, 4, 3, 3, **META), None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1)),
+        ("convolution", (A, torch.empty(8, 3, 9, 9, **META), None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1)),
+        ("convolution", (A, torch.empty(8, 3, 1, 1, **META), torch.empty(7, **META), [1], [0], [1], False, [0], 1)),
+        ("native_batch_norm", (A, torch.empty(4, **META), None, None, None, False, 0.1, 1e-5)),
+        ("add", (A, torch.empty(2, **META))),
+        ("add_", (torch.empty(3, **META), torch.empty(2, 3, **META))),
+        ("mm", (torch.empty(2, 3, **META), torch.empty(4, 3, **META))),
+        ("addmm", (torch.empty(3, **META), torch.empty(2, 3, **META), torch.empty(3, 4, **META))),
+        ("bmm", (torch.empty(5, 2, 3, **META), torch.empty(4, 3, 4, **META))),
+        ("cat", ([A, B.expand(2, 3, 9, 5)], 1)),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(name, args):
+    with pytest.raises(RuntimeError):
+        result_without_data(f"aten.{name}", args, {})
+
+
+def test_what_is_not_covered_is_left_to_torch():
+    for name, args in [
+        ("relu", (torch.ones(2, dtype=torch.int64, **META),)),
+        ("add", (A, A.double())),
+        ("fft_fft", (A,)),
+        ("div", (torch.ones(2, dtype=torch.int64, **META), 2)),
+    ]:
+        assert result_without_data(f"aten.{name}", args, {}) is NotImplemented
+
+
+def test_broadcasting():
+    assert broadcast((2, 1, 4), (3, 1), ()) == [2, 3, 4]
+
+
+def test_channels_last_is_kept():
+    x = torch.empty(2, 4, 5, 5, **META).to(memory_format=torch.channels_last)
+    out = result_without_data(
+        "aten.convolution", (x, torch.empty(6, 4, 1, 1, **META), None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1), {}
+    )
+    assert out.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_watching_imports_neither_the_compiler_nor_sympy():
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, torch\nfrom torch import nn\nfrom nni_plugins.channels import ChannelGraph\n"
+        "net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 4))\n"
+        "ChannelGraph.watch(net, torch.randn(2, 3, 8, 8))\n"
+        "print([m for m in ('torch._dynamo', 'sympy', 'nni') if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+def test_real_kernels_agree():
+    x, weight = torch.randn(2, 4, 7, 7), torch.randn(8, 2, 3, 3)
+    case = (x.to("meta"), weight.to("meta"), None, [2, 2], [1, 1], [1, 1], False, [0, 0], 2)
+    assert result_without_data("aten.convolution", case, {}).shape == F.conv2d(x, weight, None, 2, 1, 1, 2).shape
