@@ -1,8 +1,9 @@
 """Shapes of the commonest operators' results, worked out directly.
 
-torch has a "meta" kernel for every operator, but for many it is written in Python, and at its first use imports torch's
-compiler and sympy: one to two seconds, which a trial does not have. Those that nearly every network calls are here, with
-the checks that a wrong size must meet. An operator that is not here, or a case that is not covered, is left to torch.
+torch has a "meta" kernel for every operator, but many are written in Python, and at their first use import torch's
+compiler and sympy: one to two seconds, which a trial does not have. Those that nearly every network calls are here,
+with the checks that a wrong size must meet. An operator that is not here, or a case that is not covered, is left to
+torch.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ Shape = Callable[..., Any]
 SHAPES: dict[str, Shape] = {}
 
 _UNARY = (
-    "relu sigmoid silu gelu hardswish hardsigmoid hardtanh leaky_relu elu selu celu tanh softplus mish exp log sqrt rsqrt "
-    "abs neg square sin cos clamp erf reciprocal"
+    "relu sigmoid silu gelu hardswish hardsigmoid hardtanh leaky_relu elu selu celu tanh softplus mish exp log sqrt "
+    "rsqrt abs neg square sin cos clamp erf reciprocal"
 ).split()
 
 

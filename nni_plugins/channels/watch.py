@@ -107,7 +107,7 @@ class _Recorder(TorchDispatchMode):
         return found[1]
 
 
-# torch wraps each mode for its compiler, which it imports for that at the first call: one to two seconds for nothing here.
+# torch wraps each mode for its compiler, which it imports for that at the first call: one to two seconds for nothing.
 _Recorder.__torch_dispatch__ = inspect.unwrap(_Recorder.__torch_dispatch__)  # type: ignore[method-assign]
 
 
