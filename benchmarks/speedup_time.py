@@ -1,10 +1,10 @@
-"""Time of a speedup, ours against NNI's stock one, side by side in one run: ResNet-18 at 224 x 224, half of every channel.
+"""Time of a speedup, ours and NNI's stock one, side by side in one run: ResNet-18 at 224 x 224, half of every channel.
 
     python benchmarks/speedup_time.py [--repeats 3] [--json FILE]
 
-Both get the same masks, of every second channel of every group, and a fresh copy of the same model. Ours is the whole of
-watch, masks, removal and replay; the proof (two forwards) is timed apart. Stock runs with this package's patches, without
-which it does not run on today's torch at all. Repeats alternate; medians are compared.
+Both get the same masks, of every second channel of every group, and a fresh copy of the same model. Ours is the whole
+of watch, masks, removal and replay; the proof (two forwards) is timed apart. Stock runs with this package's patches,
+without which it does not run on today's torch at all. Repeats alternate; medians are compared.
 """
 
 from __future__ import annotations
