@@ -78,3 +78,28 @@ def test_trials_that_start_together_keep_their_own_parameters(
     for job in nni_home.get(port, "trial-jobs"):
         shown = json.loads(job["hyperParameters"][-1])["parameters"]["prune.sparsity"]
         assert json.loads(json.loads(job["finalMetricData"][0]["data"]))["default"] == shown
+
+
+def test_an_assessor_can_stop_a_trial(nni_home: Any, port: int, write_experiment: Callable[..., Path]) -> None:
+    """It sees each epoch, and the trial that it stops counts as stopped, not as failed.
+
+    NNI calls it USER_CANCELED: it notes that a trial is to be stopped early only after the trial has ended.
+    """
+    folder = write_experiment(
+        recipe={"finetune": {"epochs": 200}},
+        maxTrialNumber=1,
+        assessor={"codeDirectory": str(nni_home.home), "className": "strict.Strict"},
+    )
+    (nni_home.home / "strict.py").write_text(
+        "from nni.assessor import Assessor, AssessResult\n"
+        "class Strict(Assessor):\n"
+        "    def assess_trial(self, trial, history):\n"
+        "        return AssessResult.Bad if len(history) >= 2 else AssessResult.Good\n",
+        encoding="utf-8",
+    )
+    nni_home.create(folder / "config.yml", port)
+    nni_home.wait(port)
+    (job,) = nni_home.get(port, "trial-jobs")
+    assert job["status"] in ("EARLY_STOPPED", "USER_CANCELED")
+    assert 2 <= len(nni_home.get(port, "metric-data")) < 200
+    assert not (Path(job["logPath"]) / "failure.json").exists()
