@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -77,17 +78,36 @@ class Compaction:
         else:
             del self.sizes[module][attribute]
 
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Put everything back for the time being."""
+        small = [(tensor, tensor.data, tensor.grad) for tensor, _, _ in self._tensors]
+        values = [(owner, attribute, getattr(owner, attribute)) for owner, attribute, _ in self._attributes]
+        for owner, attribute, value in reversed(self._attributes):
+            setattr(owner, attribute, value)
+        _put(self._tensors)
+        try:
+            yield
+        finally:
+            _put(small)
+            for owner, attribute, value in values:
+                setattr(owner, attribute, value)
+
     def undo(self) -> None:
         """Put everything back."""
         for owner, attribute, value in reversed(self._attributes):
             setattr(owner, attribute, value)
-        for tensor, data, gradient in self._tensors:
-            tensor.grad = None
-            replace_data(tensor, data)
-            tensor.grad = gradient
+        _put(self._tensors)
         self._attributes.clear()
         self._tensors.clear()
         self.sizes.clear()
+
+
+def _put(tensors: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]) -> None:
+    for tensor, data, gradient in tensors:
+        tensor.grad = None
+        replace_data(tensor, data)
+        tensor.grad = gradient
 
 
 def replace_data(tensor: torch.Tensor, data: torch.Tensor) -> None:

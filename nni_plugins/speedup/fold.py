@@ -119,10 +119,12 @@ def apply(model: nn.Module, folded: list[FoldedBias]) -> Applied:
 
 
 def remove(model: nn.Module, done: Applied) -> None:
-    """Take back what :func:`apply` did."""
+    """Take back what :func:`apply` did; doing so twice does no more."""
     with torch.no_grad():
         for bias, value in reversed(done.before):
             bias.data.copy_(value)
     for name in done.added:
         module, _, attribute = name.rpartition(".")
         setattr(model.get_submodule(module), attribute, None)
+    done.before.clear()
+    done.added.clear()

@@ -85,9 +85,19 @@ def parameter_masks(model: nn.Module, masks: Mapping[str, Mapping[str, Any]]) ->
     return found
 
 
-def bake(model: nn.Module, masks: Mapping[str, torch.Tensor]) -> None:
-    """Multiply the masks into the model's weights; what is masked becomes 0, never -0."""
+def bake(model: nn.Module, masks: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Multiply the masks into the model's weights; what is masked becomes 0, never -0. Return what they were."""
+    before = {}
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name, mask in masks.items():
+            before[name] = parameters[name].detach().clone()
             parameters[name].data.mul_(mask.to(parameters[name].dtype)).add_(0.0)
+    return before
+
+
+def unbake(model: nn.Module, before: Mapping[str, torch.Tensor]) -> None:
+    """Put the weights back that :func:`bake` changed."""
+    parameters = dict(model.named_parameters())
+    for name, data in before.items():
+        parameters[name].data.copy_(data)

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,10 +20,10 @@ from nni_plugins.channels.replay import Mismatch, Replay
 from nni_plugins.speedup import fold, record
 from nni_plugins.speedup.compact import Compaction
 from nni_plugins.speedup.infer import MaskInference
-from nni_plugins.speedup.masks import bake, parameter_masks, read_masks
+from nni_plugins.speedup.masks import bake, parameter_masks, read_masks, unbake
 from nni_plugins.speedup.nodes import build_nodes
 from nni_plugins.speedup.report import SpeedupReport
-from nni_plugins.speedup.verify import largest_error, outputs_of, random_like, tolerance_of, zero_weights_filled
+from nni_plugins.speedup.verify import largest_error, masked, outputs_of, random_like, tolerance_of, zero_weights_filled
 
 _logger = logging.getLogger(__name__)
 
@@ -125,36 +126,42 @@ class ModelSpeedup(NniModelSpeedup):
             graph = ChannelGraph.watch(self.bound_model, self.dummy_input)
         before = graph.cost()
         with self._timed("masks"):
-            bake(self.bound_model, self._masks)
-        if self.verify:
-            with zero_weights_filled(self.bound_model, self._masks):
-                self._speedup(graph)
-        else:
-            self._speedup(graph)
-        assert self.plan is not None
+            before_masks = bake(self.bound_model, self._masks)
+        try:
+            step = self._proven(graph) if self.verify else self._compact(graph)
+        except BaseException:
+            unbake(self.bound_model, before_masks)
+            raise
+        self.plan = step.compaction.plan
+        record.attach(self.bound_model, step.compaction, step.folded.added)
         self._fill_report(graph, before)
         self.logger.info("speedup: %s", str(self.report).replace("\n", "; "))
         return self.bound_model
 
     # -- the steps -------------------------------------------------------------------------------------------------
 
-    def _speedup(self, graph: ChannelGraph) -> None:
+    def _proven(self, graph: ChannelGraph) -> _Step:
+        """Compact, hold the result against the masked model, and put back what is wrong."""
         inputs = random_like(self.dummy_input)
-        expected = None
-        if self.verify:
+        with zero_weights_filled(self.bound_model, self._masks) as filled:
             with self._timed("proof"):
                 expected = outputs_of(self.bound_model, inputs)
-        compaction, folded = self._compact(graph)
-        if expected is not None:
-            with self._timed("proof"):
-                error, relative = largest_error(outputs_of(self.bound_model, inputs), expected)
-            if relative > tolerance_of(self.bound_model) and not self.report.inexact:
-                compaction, folded, error, relative = self._put_wrong_ones_back(compaction, folded, inputs, expected)
-            self.report.max_error, self.report.relative_error = error, relative
-        self.plan = compaction.plan
-        record.attach(self.bound_model, compaction, folded.added)
+            step = self._compact(graph)
+            try:
+                with self._timed("proof"):
+                    if self._wrong(step, inputs, expected):
+                        self._put_wrong_ones_back(step, inputs, expected)
+                    self.report.max_error, self.report.relative_error = largest_error(
+                        outputs_of(self.bound_model, inputs), expected
+                    )
+            except BaseException:
+                step.undo()
+                raise
+            if filled:
+                step.undo()
+        return self._compact(step.compaction.plan.graph) if filled else step
 
-    def _compact(self, graph: ChannelGraph) -> tuple[Compaction, fold.Applied]:
+    def _compact(self, graph: ChannelGraph) -> _Step:
         """Infer, remove and replay until the replay is clean; freeze what cannot be mended."""
         while True:
             with self._timed("masks"):
@@ -164,13 +171,38 @@ class ModelSpeedup(NniModelSpeedup):
             with self._timed("removal"):
                 self._run_replacers(plan)
                 compaction = Compaction(self.bound_model, plan, skip=self._replaced)
-                compaction.apply()
-                culprits = self._replay(compaction)
+                try:
+                    compaction.apply()
+                    culprits = self._replay(compaction)
+                except BaseException:
+                    compaction.undo()
+                    raise
                 if not culprits:
                     self.report.inexact = _inexact(plan, constants)
-                    return compaction, fold.apply(self.bound_model, constants)
+                    return _Step(self.bound_model, compaction, constants, fold.apply(self.bound_model, constants))
                 compaction.undo()
                 graph = graph.without(culprits)
+
+    def _wrong(self, step: _Step, inputs: Any, expected: list[torch.Tensor]) -> bool:
+        """Whether the outputs differ by more than rounding, and by more than what cannot be folded exactly explains.
+
+        Where constants were folded inexactly, the compact model without them is held against the model in which all
+        that the plan removes is masked, norms and consumers too: these must be equal.
+        """
+        limit = tolerance_of(self.bound_model)
+        if largest_error(outputs_of(self.bound_model, inputs), expected)[1] <= limit:
+            return False
+        if not self.report.inexact:
+            return True
+        plan = step.compaction.plan
+        if not all(plan.graph.group(name).exact for name in plan.kept):
+            return False  # that removing is not masking was asked for
+        fold.remove(self.bound_model, step.folded)
+        bare = outputs_of(self.bound_model, inputs)
+        with step.compaction.suspended(), masked(self.bound_model, plan.masks(self.bound_model)):
+            wanted = outputs_of(self.bound_model, inputs)
+        step.folded = fold.apply(self.bound_model, step.constants)
+        return largest_error(bare, wanted)[1] > limit
 
     def _replay(self, compaction: Compaction) -> list[tuple[Array, Cause]]:
         """Replay, mending stale attributes; return the labels to freeze if a mismatch stays."""
@@ -181,49 +213,38 @@ class ModelSpeedup(NniModelSpeedup):
             if better is mismatch:
                 culprits = replay.culprits(mismatch)
                 if not culprits:
-                    compaction.undo()
                     raise RuntimeError(f"the compact model does not run as watched: {mismatch}")
                 self.report.put_back.append(str(mismatch))
                 return culprits
             mismatch = better
         return []
 
-    def _put_wrong_ones_back(
-        self, compaction: Compaction, folded: fold.Applied, inputs: Any, expected: list[torch.Tensor]
-    ) -> tuple[Compaction, fold.Applied, float, float]:
+    def _put_wrong_ones_back(self, step: _Step, inputs: Any, expected: list[torch.Tensor]) -> None:
         """Right shapes can hide a wrong model: find the groups that make it so by halving, and put them back."""
-        limit = tolerance_of(self.bound_model)
-        whole = compaction.plan.graph
+        whole = step.compaction.plan.graph
 
-        def attempt(frozen: Sequence[str]) -> tuple[Compaction, fold.Applied, float, float]:
-            fold.remove(self.bound_model, state[1])
-            state[0].undo()
+        def wrong_without(frozen: Sequence[str]) -> bool:
+            step.undo()
             labels = [(_labels_of(whole, name), Cause(name, "", "the outputs differ")) for name in frozen]
-            new, added = self._compact(whole.without(labels) if labels else whole)
-            state[:] = [new, added]
-            return new, added, *largest_error(outputs_of(self.bound_model, inputs), expected)
+            step.become(self._compact(whole.without(labels) if labels else whole))
+            return self._wrong(step, inputs, expected)
 
-        state: list[Any] = [compaction, folded]
-        names = list(compaction.plan.kept)
+        names = list(step.compaction.plan.kept)
 
         def wrong_among(suspects: list[str]) -> list[str]:
-            if attempt([n for n in names if n not in suspects])[3] <= limit:
+            if not wrong_without([n for n in names if n not in suspects]):
                 return []
             if len(suspects) == 1:
                 return suspects
             middle = len(suspects) // 2
             return wrong_among(suspects[:middle]) + wrong_among(suspects[middle:])
 
-        with self._timed("proof"):
-            wrong = wrong_among(names)
-            result = attempt(wrong)
-            if result[3] > limit:  # they are wrong only together
-                wrong = names
-                result = attempt(wrong)
-        self.report.put_back += [
-            f"{name}: the compact model's output differed from the masked model's" for name in wrong
-        ]
-        return result
+        wrong = wrong_among(names)
+        if wrong_without(wrong):  # they are wrong only together
+            wrong = names
+            wrong_without(wrong)
+        lines = [f"{name}: the compact model's output differed from the masked model's" for name in wrong]
+        self.report.put_back = list(dict.fromkeys([*self.report.put_back, *lines]))
 
     def _run_replacers(self, plan: Plan) -> None:
         if not self.replacers or self._replaced:
@@ -256,6 +277,23 @@ class ModelSpeedup(NniModelSpeedup):
             yield
         finally:
             self.report.seconds[step] = self.report.seconds.get(step, 0.0) + time.perf_counter() - start
+
+
+@dataclass
+class _Step:
+    """One removal, the constants that it leaves behind, and what was folded of them."""
+
+    model: nn.Module
+    compaction: Compaction
+    constants: list[fold.FoldedBias]
+    folded: fold.Applied
+
+    def undo(self) -> None:
+        fold.remove(self.model, self.folded)
+        self.compaction.undo()
+
+    def become(self, other: _Step) -> None:
+        self.compaction, self.constants, self.folded = other.compaction, other.constants, other.folded
 
 
 def _mend(replay: Replay, compaction: Compaction, mismatch: Mismatch) -> Mismatch | None:

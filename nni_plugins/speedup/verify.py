@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -69,9 +69,12 @@ def tolerance_of(model: nn.Module) -> float:
 
 
 @contextmanager
-def zero_weights_filled(model: nn.Module, masks: dict[str, torch.Tensor]) -> Iterator[None]:
-    """Fill weights that are all zero for the time being, so that a head initialised to zero cannot hide an error."""
-    filled = []
+def zero_weights_filled(model: nn.Module, masks: dict[str, torch.Tensor]) -> Iterator[list[nn.Parameter]]:
+    """Fill weights that are all zero for the time being, so that a head initialised to zero cannot hide an error.
+
+    Gives the parameters that it fills. What is folded while they are filled is not what their zeros leave behind.
+    """
+    filled: list[nn.Parameter] = []
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -83,8 +86,24 @@ def zero_weights_filled(model: nn.Module, masks: dict[str, torch.Tensor]) -> Ite
                 parameter.data.copy_(noise if mask is None else noise * mask.to(noise))
                 filled.append(parameter)
     try:
-        yield
+        yield filled
     finally:
         with torch.no_grad():
             for parameter in filled:
                 parameter.data.zero_()
+
+
+@contextmanager
+def masked(model: nn.Module, masks: Mapping[str, Mapping[str, torch.Tensor]]) -> Iterator[None]:
+    """Multiply NNI's masks into the weights for the time being."""
+    before = []
+    try:
+        for module, targets in masks.items():
+            for target, mask in targets.items():
+                parameter = getattr(model.get_submodule(module), target)
+                before.append((parameter, parameter.data.clone()))
+                parameter.data.mul_(mask)
+        yield
+    finally:
+        for parameter, data in reversed(before):
+            parameter.data.copy_(data)
