@@ -15,6 +15,8 @@ from nni_plugins.experiment.trials import ENDED, Trial
 
 FINISHED = ("DONE", "STOPPED", "VIEWED")
 SILENCE_SECONDS = 60.0
+IDLE_SECONDS = 120.0
+"""A tuner that died leaves the experiment in RUNNING, without a trial; NNI does not notice."""
 
 
 class Display(Protocol):
@@ -23,7 +25,13 @@ class Display(Protocol):
     def __call__(self, trials: list[Trial]) -> None: ...
 
 
-def wait(running: Running, show: Display, interrupted: Callable[[], bool], poll_seconds: float = 1.0) -> list[Trial]:
+def wait(
+    running: Running,
+    show: Display,
+    interrupted: Callable[[], bool],
+    poll_seconds: float = 1.0,
+    idle_seconds: float = IDLE_SECONDS,
+) -> list[Trial]:
     """Return all trials once the experiment is done.
 
     Parameters
@@ -36,6 +44,8 @@ def wait(running: Running, show: Display, interrupted: Callable[[], bool], poll_
         Whether the user wants it to end.
     poll_seconds
         Pause between two looks.
+    idle_seconds
+        How long the experiment may be without a trial before its tuner counts as dead.
 
     Raises
     ------
@@ -44,7 +54,7 @@ def wait(running: Running, show: Display, interrupted: Callable[[], bool], poll_
     ExperimentError
         When NNI reports an error of its own, or its manager is gone.
     """
-    heard = time.monotonic()
+    heard = busy = time.monotonic()
     while True:
         if interrupted():
             raise Interrupted
@@ -69,6 +79,13 @@ def wait(running: Running, show: Display, interrupted: Callable[[], bool], poll_
             )
         if status in FINISHED:
             return trials
+        if status != "RUNNING" or not trials or any(trial.status not in ENDED for trial in trials):
+            busy = heard
+        elif heard - busy > idle_seconds:
+            raise ExperimentError(
+                f"experiment {running.id} starts no more trials: its tuner died; "
+                f"see {running.folder}/log/dispatcher.log, then `{running.resume_command}`"
+            )
         time.sleep(poll_seconds)
 
 

@@ -57,13 +57,6 @@ class Manager:
         """Every trial so far, by number."""
         return from_rest(self.get("trial-jobs"))
 
-    def stop(self) -> None:
-        """Ask the manager to stop: it cancels its trials, stores its state and exits. Returns when it has heard."""
-        try:
-            requests.delete(f"{self.url}/experiment", timeout=self.timeout).raise_for_status()
-        except requests.RequestException as error:
-            raise ExperimentError(f"the manager on port {self.port} did not stop ({type(error).__name__})") from None
-
 
 def experiment_on(port: int) -> str | None:
     """The id of the NNI experiment that answers on `port`, or ``None`` when something else does, or nothing."""

@@ -39,11 +39,6 @@ class Known:
     folder: Path
     prefix: str | None = None
 
-    @property
-    def running(self) -> bool:
-        """Whether its manager is alive (also after ``DONE``: NNI keeps the web page until it is stopped)."""
-        return self.port is not None
-
     def trials(self) -> list[Trial]:
         """Its trials: asked of the manager while it runs, else from its database."""
         return Manager(self.port, self.prefix).trials() if self.port is not None else from_database(self.folder)

@@ -287,6 +287,11 @@ class MaskInference:
         inputs = c.left.shape[c.left_dim]
         live = _reaches(pattern, dead, size, inputs, c.groups)
         nonzero = _reaches(pattern, zero, size, inputs, c.groups)
+        if c.right.labels[c.right_out] is not None and c.right.shape[c.right_out] == size:
+            masked = self._zero(
+                c.right, c.right_out
+            )  # of a weight that is cast or reshaped on the way, all that is known
+            live, nonzero = live & ~masked, nonzero & ~masked
         state.dead[c.out_dim] = ~live
         bias = np.zeros(size, dtype=bool)
         if c.bias is not None and len(c.bias.shape) and c.bias.labels[-1] is not None:
@@ -324,6 +329,8 @@ class MaskInference:
             self._needed[classes[~other]] = True
             return False
         unread = _unread(self._oriented(c), len(labels), c.groups)
+        if c.groups == 1 and c.right.labels[c.right_dim] is not None:
+            unread = unread | self._zero(c.right, c.right_dim)
         dead = self._dead(c.left, c.left_dim)
         foldable = self._foldable(operator, c)
         self._needed[classes[~(unread | (dead if foldable else zero))]] = True

@@ -189,7 +189,7 @@ class ModelSpeedup(NniModelSpeedup):
         Where constants were folded inexactly, the compact model without them is held against the model in which all
         that the plan removes is masked, norms and consumers too: these must be equal.
         """
-        limit = tolerance_of(self.bound_model)
+        limit = tolerance_of(self.bound_model, expected)
         if largest_error(outputs_of(self.bound_model, inputs), expected)[1] <= limit:
             return False
         if not self.report.inexact:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -62,9 +62,9 @@ def largest_error(actual: list[torch.Tensor], expected: list[torch.Tensor]) -> t
     return error, error / size if size else (0.0 if error == 0 else float("inf"))
 
 
-def tolerance_of(model: nn.Module) -> float:
-    """Return the rounding to allow, as a share of the output's size."""
-    kinds = {p.dtype for p in model.parameters() if p.is_floating_point()}
+def tolerance_of(model: nn.Module, outputs: Iterable[torch.Tensor] = ()) -> float:
+    """Return the rounding to allow, as a share of the output's size; ``outputs`` tell of a forward that casts."""
+    kinds = {p.dtype for p in (*model.parameters(), *outputs) if p.is_floating_point()}
     return max((TOLERANCE.get(kind, 1e-4) for kind in kinds), default=1e-4)
 
 
