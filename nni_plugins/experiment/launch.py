@@ -93,8 +93,9 @@ def load_config(
         raise ExperimentError(f"{path}: cannot be read ({_one_line(error)})") from None
     if not isinstance(content, dict):
         raise ExperimentError(f"{path}: is not an experiment's configuration; it must be a mapping")
-    from nni.experiment.config import ExperimentConfig
+    from nni.experiment.config import ExperimentConfig, utils
 
+    utils.unset_base_path()  # NNI leaves it set after a file that it refused, and then refuses every other one
     try:
         config = ExperimentConfig.load(path)
         if experiments_folder is not None:
