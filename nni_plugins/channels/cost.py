@@ -32,6 +32,7 @@ class CostModel:
     """
 
     def __init__(self, graph: ChannelGraph) -> None:
+        self._graph = graph
         self._groups = graph.groups
         self._index = {group.name: i for i, group in enumerate(graph.groups)}
         self._sizes = np.array([group.size for group in graph.groups], dtype=np.float64)
@@ -93,6 +94,7 @@ class CostModel:
         """Return the kept count of every group as a vector, in the order of ``graph.groups``."""
         counts = self._sizes.copy()
         for name, count in (kept or {}).items():
+            self._graph.group(name)  # raises, with a hint, where there is none
             counts[self._index[name]] = count
         return counts
 

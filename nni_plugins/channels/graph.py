@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 
 from nni_plugins.channels.cost import Cost, CostModel
 from nni_plugins.channels.groups import ChannelGroup, Member, collect_groups
@@ -76,14 +78,29 @@ class ChannelGraph:
         Raises
         ------
         ValueError
-            If the model is wrapped by an NNI compressor (unwrap it first), or has no parameters.
+            If the model is wrapped by an NNI compressor (unwrap it first), has parameters that wait for their first
+            input, or returns nothing in which tensors can be found.
         """
         refuse_wrapped(model)
         trace = Trace.record(model, dummy_input)
         shapes, is_buffer, aliases = _inventory(model)
         graph = cls(trace, trace.labels.solve(), shapes, is_buffer, aliases)
         graph._collect()
-        return graph
+        unread = list(graph._unread())
+        return graph.without(unread) if unread else graph
+
+    def _unread(self) -> Iterable[tuple[Array, Cause]]:
+        """Find what nothing that was watched reads: it may be read where the watch cannot see it (as a NumPy array)."""
+        read = np.zeros(len(self.solution), dtype=bool)
+        for operator in self.trace.operators:
+            for contraction in operator.contractions:
+                labels = contraction.left.labels[contraction.left_dim]
+                if labels is not None:
+                    read[self.solution.classes[labels]] = True
+        for group in self.groups:
+            if group.prunable and not read[group.classes].all():
+                cause = Cause(group.members[0].module, "", "nothing that was watched reads it")
+                yield np.flatnonzero(np.isin(self.solution.classes, group.classes)), cause
 
     def without(self, labels: Sequence[tuple[Array, Cause]]) -> ChannelGraph:
         """Return this graph solved again with more labels frozen."""
@@ -150,7 +167,9 @@ class ChannelGraph:
 
 def refuse_wrapped(model: nn.Module) -> None:
     """Raise where ``model`` is still wrapped by an NNI compressor."""
-    for name, _ in model.named_parameters():
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, UninitializedParameter):
+            raise ValueError(f"{name} has no shape yet: run the model once before watching it")
         if "_nni_wrapper" in name:
             raise ValueError("the model is wrapped by an NNI compressor; call unwrap_model() before watching it")
 

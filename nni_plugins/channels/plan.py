@@ -132,6 +132,8 @@ def _as_indices(name: str, value: Any, size: int) -> Array:
         if array.shape != (size,):
             raise ValueError(f"group {name!r} has {size} units; the mask has shape {array.shape}")
         return np.flatnonzero(array)
+    if array.size and not np.issubdtype(array.dtype, np.integer):
+        raise ValueError(f"group {name!r}: kept units are given as bool or integers, not as {array.dtype}")
     units = np.unique(array.astype(np.int64))
     if len(units) and (units[0] < 0 or units[-1] >= size):
         raise ValueError(

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import random
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
+from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -16,40 +19,65 @@ from torch import nn
 def preserved(model: nn.Module, *, buffers: bool = True) -> Iterator[None]:
     """Put back, on leaving, whatever a run changes in ``model``.
 
-    Every module's ``__dict__`` and the containers in it (hooks, caches, lists) are put back; with ``buffers`` also the
-    values of the buffers, which a run on real tensors may change. So is the random state of torch, NumPy and Python.
+    Every module's ``__dict__``, what it holds (hooks, caches, lists in dictionaries, plain objects) and what those hold
+    are put back; with ``buffers`` also the values of buffers and of other tensors that are no parameters, which a run
+    on real data may change. So is the random state of torch, NumPy and Python.
     """
     with random_state_kept():
-        modules = [(module, _snapshot(module.__dict__)) for module in model.modules()]
-        values = [(b, b.detach().clone()) for b in model.buffers()] if buffers else []
+        found = _Found()
+        for module in model.modules():
+            found.look_at(module.__dict__)
+        tensors = {id(tensor): tensor for tensor in [*model.buffers(), *found.tensors]} if buffers else {}
+        values = [(tensor, tensor.detach().clone()) for tensor in tensors.values()]
         try:
             yield
         finally:
-            for module, snapshot in modules:
-                _restore(module.__dict__, snapshot)
-            for buffer, value in values:
-                buffer.data.copy_(value)
+            for container, content in found.containers:
+                if not _same(container, content):
+                    _refill(container, content)
+            for tensor, value in values:
+                tensor.data.copy_(value)
 
 
-def _snapshot(attributes: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    return {
-        key: (value, value.copy() if isinstance(value, (dict, list, set)) else None)
-        for key, value in attributes.items()
-    }
+#: Longer ones (a vocabulary, a data set) are put back, but what they hold is not looked at.
+_LONG = 1000
+_OPAQUE = (nn.Module, nn.Parameter, type, ModuleType, FunctionType, BuiltinFunctionType, str, bytes, int, float)
 
 
-def _restore(attributes: dict[str, Any], snapshot: dict[str, tuple[Any, Any]]) -> None:
-    if list(attributes) != list(snapshot) or any(attributes[k] is not v for k, (v, _) in snapshot.items()):
-        attributes.clear()
-        attributes.update({key: value for key, (value, _) in snapshot.items()})
-    for value, content in snapshot.values():
-        if content is None or _same(value, content):
-            continue
-        if isinstance(value, list):
-            value[:] = content
-        else:
-            value.clear()
-            value.update(content)
+class _Found:
+    """Containers with a copy of what they hold, and tensors, all that can be reached from a module's attributes."""
+
+    def __init__(self) -> None:
+        self.containers: list[tuple[Any, Any]] = []
+        self.tensors: list[torch.Tensor] = []
+        self._seen: set[int] = set()
+
+    def look_at(self, value: Any) -> None:
+        if value is None or isinstance(value, _OPAQUE) or id(value) in self._seen:
+            return
+        self._seen.add(id(value))
+        if isinstance(value, torch.Tensor):
+            self.tensors.append(value)
+        elif isinstance(value, (dict, list, set, deque)):
+            self.containers.append((value, copy(value) if isinstance(value, deque) else value.copy()))
+            self._look_into(value.values() if isinstance(value, dict) else value)
+        elif isinstance(value, (tuple, frozenset)):
+            self._look_into(value)
+        elif isinstance(getattr(value, "__dict__", None), dict):
+            self.look_at(value.__dict__)
+
+    def _look_into(self, values: Any) -> None:
+        if len(values) <= _LONG:
+            for value in values:
+                self.look_at(value)
+
+
+def _refill(container: Any, content: Any) -> None:
+    container.clear()
+    if isinstance(container, (list, deque)):
+        container.extend(content)
+    else:
+        container.update(content)
 
 
 def _same(value: Any, content: Any) -> bool:
@@ -57,7 +85,7 @@ def _same(value: Any, content: Any) -> bool:
         return False
     if isinstance(value, dict):
         return all(k is j and v is w for (k, v), (j, w) in zip(value.items(), content.items(), strict=True))
-    if isinstance(value, list):
+    if isinstance(value, (list, deque)):
         return all(v is w for v, w in zip(value, content, strict=True))
     return bool(value == content)
 

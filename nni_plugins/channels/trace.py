@@ -242,7 +242,13 @@ class Trace:
             model, dummy_input, trace._on_operator, on_input=trace._on_input, on_module=trace._on_module, data=data
         )
         cause = Cause("", "", "the model's output")
-        for tensor in output_tensors(out):
+        tensors = output_tensors(out)
+        if not tensors:
+            raise ValueError(
+                f"the model returned a {type(out).__name__}, in which no tensor was found; it must return a tensor, "
+                "or a tuple, list, dict or dataclass that holds some"
+            )
+        for tensor in tensors:
             info = trace.info(tensor)
             trace.outputs.append(info)
             for labels in info.labels:

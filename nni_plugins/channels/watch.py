@@ -186,7 +186,7 @@ def run_recorded(
     """
     args, kwargs = as_arguments(dummy_input)
     with (
-        preserved(model, buffers=data == "real"),
+        preserved(model, buffers=data != "none"),
         torch.no_grad(),
         _unfused_attention(),
         _module_stack(model, on_module) as stack,

@@ -25,14 +25,22 @@ def read_masks(masks_or_file: Any, map_location: Any = None) -> Mapping[str, Map
     """
     if isinstance(masks_or_file, Mapping):
         return masks_or_file
+    if not isinstance(masks_or_file, (str, Path)):
+        kind = type(masks_or_file).__name__
+        raise ValueError(f"masks: {{module: {{target: mask}}}} or the path of a file is needed, not a {kind}")
     path = Path(masks_or_file)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such mask file")
     if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         masks: dict[str, dict[str, torch.Tensor | None]] = {}
-        for name, mask in load_file(path).items():
+        try:
+            tensors = load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{path}: not a mask file: {str(error).splitlines()[0]}") from None
+        for name, mask in tensors.items():
             module, _, target = name.rpartition(".")
             masks.setdefault(module, {})[target] = mask
         return masks
@@ -64,10 +72,14 @@ def parameter_masks(model: nn.Module, masks: Mapping[str, Mapping[str, Any]]) ->
             near = difflib.get_close_matches(module_name, modules, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"masks: the model has no module {module_name!r}{hint}")
+        if not isinstance(targets, Mapping):
+            raise ValueError(f"masks: {module_name!r} needs {{target: mask}}, not a {type(targets).__name__}")
         for target, mask in targets.items():
             if mask is None:
                 continue
             where = f"{module_name}.{target}" if module_name else target
+            if not isinstance(mask, torch.Tensor):
+                raise ValueError(f"masks: {where} has a {type(mask).__name__} for a mask; it must be a tensor")
             if target.startswith(("_input_", "_output_")):
                 raise ValueError(
                     f"masks: {where} masks an activation; mask parameters, or pass graph_module for NNI's own path"

@@ -122,6 +122,8 @@ class ModelSpeedup(NniModelSpeedup):
         """Do it, and return the model (the same object, smaller)."""
         if self._by_nni:
             return super().speedup_model()
+        if self.plan is not None:
+            raise RuntimeError("the model is compact already; make another ModelSpeedup, with masks for what is left")
         with self._timed("watch"):
             graph = ChannelGraph.watch(self.bound_model, self.dummy_input)
         before = graph.cost()

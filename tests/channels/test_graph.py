@@ -313,3 +313,50 @@ def test_roles_of_scales_and_of_weights_made_from_parameters():
         ("scale", 0): "scale",
         ("head.weight", 1): "in",
     }
+
+
+class Wrapped:
+    def __init__(self, logits):
+        self.logits = logits
+
+
+def test_an_output_without_tensors_is_refused():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Linear(3, 4)
+
+        def forward(self, x):
+            return Wrapped(self.a(x))
+
+    with pytest.raises(ValueError, match="returned a Wrapped, in which no tensor was found"):
+        ChannelGraph.watch(Net(), torch.randn(2, 3))
+
+
+def test_what_leaves_the_watch_is_frozen():
+    """A detour over NumPy hides who reads the first layer."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 8), nn.Linear(8, 4)
+
+        def forward(self, x):
+            return self.b(torch.from_numpy(self.a(x).numpy()))
+
+    group = ChannelGraph.watch(Net(), torch.randn(2, 3)).group("a")
+    assert not group.prunable
+    assert group.reason == "nothing that was watched reads it (a)"
+
+
+def test_parameters_without_a_shape_are_refused():
+    with pytest.raises(ValueError, match=r"0\.weight has no shape yet"):
+        ChannelGraph.watch(nn.Sequential(nn.LazyLinear(4)), torch.randn(2, 3))
+
+
+def test_kept_units_are_bool_or_integers():
+    graph = ChannelGraph.watch(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), torch.randn(2, 3))
+    with pytest.raises(ValueError, match="bool or integers, not as float64"):
+        Plan(graph, {"0": [1.0, 0.0, 1.0, 1.0]})
+    with pytest.raises(KeyError, match="no channel group is called 'x'"):
+        graph.cost({"x": 3})

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from nni_plugins.channels import ChannelGraph
+from nni_plugins.channels import ChannelGraph, Plan
 from nni_plugins.speedup import ModelSpeedup
 from tests.random_networks import trained_like
 
@@ -162,3 +162,39 @@ def test_a_clamp_that_lifts_zero_is_summed_inexactly():
             return F.hardtanh(self.a(x), 0.5, 1.0).sum(1)
 
     assert not ChannelGraph.watch(Lifted(), X).group("a").exact
+
+
+class Cast(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.b(F.relu(self.a(x)))
+
+
+class Reshaped(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.randn(3, 8)), nn.Parameter(torch.randn(8, 4))
+
+    def forward(self, x):
+        return torch.einsum("bd,dk->bk", torch.einsum("bchw,cd->bd", x, self.a).relu(), self.b)
+
+
+@pytest.mark.parametrize("kind", [Cast, Reshaped])
+def test_masks_are_seen_through_what_is_done_to_a_weight(kind):
+    model = kind()
+    graph = ChannelGraph.watch(model, X)
+    plan = Plan(graph, {next(g.name for g in graph.groups if g.prunable): [0, 2, 3, 6, 7]})
+    speedup, error = check(model, plan.masks(model))
+    assert speedup.plan.counts == plan.counts
+    assert not speedup.report.put_back
+    assert error < (0.05 if kind is Cast else 1e-4)
+
+
+def test_a_second_run_of_one_speedup_is_refused():
+    speedup, _ = check(Cast(), {})
+    with pytest.raises(RuntimeError, match="compact already"):
+        speedup.speedup_model()

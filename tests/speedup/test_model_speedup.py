@@ -417,6 +417,7 @@ def test_wrong_masks_are_refused_in_one_line_and_nothing_is_lost(tmp_path):
     model = Small()
     before = copy.deepcopy(model.state_dict())
     (tmp_path / "foreign.pth").write_bytes(b"not a file of masks")
+    (tmp_path / "foreign.safetensors").write_bytes(b"not a file of masks")
     torch.save([1, 2], tmp_path / "list.pth")
     for masks, error, words in [
         ({"aa": {"weight": torch.ones(8, 3, 3, 3)}}, ValueError, "no module 'aa'; did you mean 'a'"),
@@ -428,6 +429,10 @@ def test_wrong_masks_are_refused_in_one_line_and_nothing_is_lost(tmp_path):
         ({"a": {"wait": torch.ones(8)}}, ValueError, "a.wait is not a parameter"),
         ({"a": {"_output_0": torch.ones(8)}}, ValueError, "masks an activation"),
         (tmp_path / "none.pth", FileNotFoundError, "no such mask file"),
+        (None, ValueError, "the path of a file is needed, not a NoneType"),
+        ({"a": torch.ones(8)}, ValueError, "'a' needs {target: mask}, not a Tensor"),
+        ({"a": {"bias": [1, 0]}}, ValueError, "a.bias has a list for a mask"),
+        (tmp_path / "foreign.safetensors", ValueError, "not a mask file"),
         (tmp_path / "foreign.pth", ValueError, "not a mask file"),
         (tmp_path / "list.pth", ValueError, "not a mask file"),
     ]:
