@@ -22,6 +22,7 @@ from nni_plugins.speedup.compact import Compaction
 from nni_plugins.speedup.infer import MaskInference
 from nni_plugins.speedup.masks import bake, parameter_masks, read_masks, unbake
 from nni_plugins.speedup.nodes import build_nodes
+from nni_plugins.speedup.replacement import Replacement
 from nni_plugins.speedup.report import SpeedupReport
 from nni_plugins.speedup.verify import largest_error, masked, outputs_of, random_like, tolerance_of, zero_weights_filled
 
@@ -116,7 +117,6 @@ class ModelSpeedup(NniModelSpeedup):
         self.exact_only = exact_only
         self.verify = verify
         self._masks = parameter_masks(model, self.masks)
-        self._replaced: set[str] = set()
 
     def speedup_model(self) -> nn.Module:
         """Do it, and return the model (the same object, smaller)."""
@@ -171,18 +171,20 @@ class ModelSpeedup(NniModelSpeedup):
                 plan = inference.plan()
                 constants = fold.measure(self.bound_model, self.dummy_input, plan, inference.folds)
             with self._timed("removal"):
-                self._run_replacers(plan)
-                compaction = Compaction(self.bound_model, plan, skip=self._replaced)
+                replacement = self._run_replacers(plan)
+                compaction = Compaction(self.bound_model, plan, skip=replacement.names if replacement else ())
+                step = _Step(self.bound_model, compaction, constants, fold.Applied([], []), replacement)
                 try:
                     compaction.apply()
                     culprits = self._replay(compaction)
                 except BaseException:
-                    compaction.undo()
+                    step.undo()
                     raise
                 if not culprits:
                     self.report.inexact = _inexact(plan, constants)
-                    return _Step(self.bound_model, compaction, constants, fold.apply(self.bound_model, constants))
-                compaction.undo()
+                    step.folded = fold.apply(self.bound_model, constants)
+                    return step
+                step.undo()
                 graph = graph.without(culprits)
 
     def _wrong(self, step: _Step, inputs: Any, expected: list[torch.Tensor]) -> bool:
@@ -197,8 +199,8 @@ class ModelSpeedup(NniModelSpeedup):
         if not self.report.inexact:
             return True
         plan = step.compaction.plan
-        if not all(plan.graph.group(name).exact for name in plan.kept):
-            return False  # that removing is not masking was asked for
+        if not all(plan.graph.group(name).exact for name in plan.kept) or step.replacement is not None:
+            return False  # that removing is not masking was asked for, or others did a part of it
         fold.remove(self.bound_model, step.folded)
         bare = outputs_of(self.bound_model, inputs)
         with step.compaction.suspended(), masked(self.bound_model, plan.masks(self.bound_model)):
@@ -248,19 +250,20 @@ class ModelSpeedup(NniModelSpeedup):
         lines = [f"{name}: the compact model's output differed from the masked model's" for name in wrong]
         self.report.put_back = list(dict.fromkeys([*self.report.put_back, *lines]))
 
-    def _run_replacers(self, plan: Plan) -> None:
-        if not self.replacers or self._replaced:
-            return
+    def _run_replacers(self, plan: Plan) -> Replacement | None:
+        if not self.replacers:
+            return None
         self.node_infos = build_nodes(plan, self.bound_model, self._masks)
-        with torch.no_grad():
-            for replacer in self.replacers:
-                before = dict(self.bound_model.named_modules())
-                mode = {name: module.training for name, module in before.items()}
-                replacer.replace_modules(self)
-                for name, module in self.bound_model.named_modules():
-                    if before.get(name) is not module:
-                        self._replaced.add(name)
-                        module.train(mode.get(name, module.training))
+        replacement = Replacement(self.bound_model)
+        try:
+            with torch.no_grad():
+                for replacer in self.replacers:
+                    replacer.replace_modules(self)
+        except BaseException:
+            replacement.undo()
+            raise
+        replacement.look()
+        return replacement
 
     def _fill_report(self, graph: ChannelGraph, before: Any) -> None:
         assert self.plan is not None
@@ -289,13 +292,17 @@ class _Step:
     compaction: Compaction
     constants: list[fold.FoldedBias]
     folded: fold.Applied
+    replacement: Replacement | None = None
 
     def undo(self) -> None:
         fold.remove(self.model, self.folded)
         self.compaction.undo()
+        if self.replacement is not None:
+            self.replacement.undo()
 
     def become(self, other: _Step) -> None:
         self.compaction, self.constants, self.folded = other.compaction, other.constants, other.folded
+        self.replacement = other.replacement
 
 
 def _mend(replay: Replay, compaction: Compaction, mismatch: Mismatch) -> Mismatch | None:
