@@ -72,6 +72,14 @@ class _Found:
                 self.look_at(value)
 
 
+def tensors_held(model: nn.Module) -> list[torch.Tensor]:
+    """Return the tensors that modules hold beside their parameters and buffers, as attributes or in containers."""
+    found = _Found()
+    for module in model.modules():
+        found.look_at(module.__dict__)
+    return found.tensors
+
+
 def _refill(container: Any, content: Any) -> None:
     container.clear()
     if isinstance(container, (list, deque)):

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from nni_plugins.channels.labels import Array, Cause, Labels, MaybeLabels
+from nni_plugins.channels.preserve import tensors_held
 from nni_plugins.channels.watch import Data, has_no_data, on_least_data, run_recorded
 
 
@@ -30,6 +31,8 @@ class Info:
         Whether it holds exact zeros wherever a unit is masked (so that summing over units loses nothing).
     parameter
         The name of the parameter or buffer that it is, or ''.
+    made
+        How many operators had run when it was made or last written.
     """
 
     shape: tuple[int, ...]
@@ -37,6 +40,7 @@ class Info:
     dynamic: bool = False
     zero: bool = False
     parameter: str = ""
+    made: int = 0
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,9 @@ class Term:
     coefficient: float
     factors: tuple[Array, ...]
 
+
+#: What makes a tensor of numbers written in the forward.
+_LITERALS = frozenset(["aten.lift_fresh", "aten.lift_fresh_copy"])
 
 Rule = Callable[["Call"], "list[MaybeLabels] | None"]
 
@@ -223,11 +230,15 @@ class Trace:
         self.outputs: list[Info] = []
         self._infos: dict[int, Info] = {}
         self._alive: list[torch.Tensor] = []
+        self._written: dict[int, list[Info]] = {}
         self._names: dict[int, str] = {}
         self._storages: dict[tuple, str] = {}
         for name, tensor in _named_tensors(model):
             self._names.setdefault(id(tensor), name)
             self._storages.setdefault(_place(tensor), name)
+        held = tensors_held(model)
+        self._constants = {id(tensor) for tensor in held}
+        self._alive += held
 
     @classmethod
     def record(cls, model: nn.Module, dummy_input: Any) -> Trace:
@@ -261,15 +272,26 @@ class Trace:
         """Return what is known of ``tensor``; a parameter or buffer seen for the first time gets fresh labels."""
         known = self._infos.get(id(tensor))
         if known is not None:
-            return known
+            return self._as_written(tensor, known) if self._written else known
         shape = tuple(tensor.shape)
         name = self._names.get(id(tensor)) or ("" if has_no_data(tensor) else self._storages.get(_place(tensor), ""))
         if name:
             if name not in self.parameters:
                 self.parameters[name] = [self.labels.fresh(size) if size > 1 else None for size in shape]
             info = Info(shape, self.parameters[name], zero=True, parameter=name)
-        else:
-            info = Info(shape, [None] * len(shape))
+        else:  # where it comes from was not seen: unless the model holds it, it may depend on the input
+            info = Info(shape, [None] * len(shape), dynamic=id(tensor) not in self._constants)
+        self._remember(tensor, info)
+        return info
+
+    def _as_written(self, tensor: torch.Tensor, known: Info) -> Info:
+        """Return what is known of a tensor, a part of which may have been written since, through another view of it."""
+        writes = self._written.get(tensor.untyped_storage()._cdata, ())
+        if all(write.made <= known.made or _apart(write, known) for write in writes):
+            return known
+        for labels in known.labels:
+            self.labels.freeze(labels, Cause("", "", "a part of it is written in place"))
+        info = Info(known.shape, known.labels, dynamic=True, parameter=known.parameter, made=len(self.operators))
         self._remember(tensor, info)
         return info
 
@@ -288,6 +310,8 @@ class Trace:
         from nni_plugins.channels.rules import rule_for
 
         name, rule = rule_for(func)
+        if name in _LITERALS:
+            self._constants.add(id(args[0]))
         call = Call(self, func, args, kwargs, out, module, name)
         if not call.outputs:
             return  # prim.device, sym_size and the like
@@ -305,12 +329,20 @@ class Trace:
         for index, tensor in enumerate(call.outputs):
             given = call.given.get(index)
             carried: list[MaybeLabels] = given if given is not None else [None] * tensor.dim()
-            info = Info(tuple(tensor.shape), carried, dynamic=dynamic, zero=call.zero)
+            info = Info(tuple(tensor.shape), carried, dynamic=dynamic, zero=call.zero, made=len(self.operators) + 1)
             self._remember(tensor, info)
             outputs.append(info)
         if is_inplace(func):
             self._remember(args[0], outputs[0])
+            self._written.setdefault(args[0].untyped_storage()._cdata, []).append(outputs[0])
         self.operators.append(Operator(name, module, call.inputs, outputs, call.contractions))
+
+
+def _apart(a: Info, b: Info) -> bool:
+    """Whether two views of one tensor share nothing: along some dimension, none of their labels."""
+    return len(a.shape) == len(b.shape) and any(
+        x is not None and y is not None and not np.isin(x, y).any() for x, y in zip(a.labels, b.labels, strict=True)
+    )
 
 
 def is_inplace(func: Any) -> bool:

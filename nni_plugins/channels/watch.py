@@ -11,6 +11,8 @@ import inspect
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from copy import copy
+from dataclasses import fields, is_dataclass
 from functools import cache
 from typing import Any, Literal, TypeVar
 
@@ -18,7 +20,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_map
 
 from nni_plugins.channels.preserve import preserved
 from nni_plugins.channels.shapes import result_without_data
@@ -56,6 +58,23 @@ def as_arguments(dummy_input: Any) -> tuple[tuple, dict]:
     if isinstance(dummy_input, (tuple, list)):
         return tuple(dummy_input), {}
     return (dummy_input,), {}
+
+
+def map_tensors(function: Callable[[torch.Tensor], Any], value: Any) -> Any:
+    """Return ``value`` with ``function`` applied to its tensors: in tuples, lists, dicts and dataclasses, nested."""
+
+    def leaf(item: Any) -> Any:
+        if isinstance(item, torch.Tensor):
+            return function(item)
+        if not is_dataclass(item) or isinstance(item, type):
+            return item
+        made = copy(item)
+        for entry in fields(item):
+            if hasattr(item, entry.name):
+                object.__setattr__(made, entry.name, map_tensors(function, getattr(item, entry.name)))
+        return made
+
+    return tree_map(leaf, value)
 
 
 class _Recorder(TorchDispatchMode):
@@ -194,12 +213,12 @@ def run_recorded(
         model.eval()
         mode: Any = nullcontext()
         if data == "none":
-            args, kwargs = tree_map_only(torch.Tensor, lambda t: t.detach().to(_META), (args, kwargs))
+            args, kwargs = map_tensors(lambda t: t.detach().to(_META), (args, kwargs))
         elif data == "fake":
             mode = FakeTensorMode(allow_non_fake_inputs=True)
-            args, kwargs = tree_map_only(torch.Tensor, mode.from_tensor, (args, kwargs))
+            args, kwargs = map_tensors(mode.from_tensor, (args, kwargs))
         if on_input is not None:
-            tree_map_only(torch.Tensor, on_input, (args, kwargs))
+            map_tensors(on_input, (args, kwargs))
         with mode, _Recorder(on_operator, stack, meta=data == "none"):
             return model(*args, **kwargs)
 

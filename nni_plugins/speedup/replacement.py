@@ -35,7 +35,7 @@ class Replacement:
             old: nn.Module | None = self._before.get(name)
             if old is not module:
                 module.train(old.training if old is not None else module.training)
-            if old is not module or _shapes(module) != self._shapes[name]:
+            if self._shapes.get(name) != _shapes(module) or old is not module:
                 self.names.add(name)
 
     def undo(self) -> None:

@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_map_only
 
 from nni_plugins.channels.preserve import preserved
 from nni_plugins.channels.trace import output_tensors
-from nni_plugins.channels.watch import as_arguments
+from nni_plugins.channels.watch import as_arguments, map_tensors
 
 #: Differences up to this share of the output's size are rounding, by the precision that the model computes in.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 1e-1, torch.float16: 2e-2}
@@ -27,7 +26,7 @@ def random_like(dummy_input: Any, seed: int = 0) -> Any:
             return tensor
         return torch.randn(tensor.shape, generator=generator).to(tensor)
 
-    return tree_map_only(torch.Tensor, draw, dummy_input)
+    return map_tensors(draw, dummy_input)
 
 
 def outputs_of(model: nn.Module, inputs: Any) -> list[torch.Tensor]:
