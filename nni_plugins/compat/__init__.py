@@ -34,6 +34,7 @@ def patches() -> tuple[Patch, ...]:
     -------
     tuple of Patch
         ``state`` is ``"applied"``, ``"not needed"`` (the module is imported, and has no such defect here),
-        ``"waiting"`` (the module has not been imported) or ``"failed"`` (``detail`` says why).
+        ``"waiting"`` (the module, or the framework that the defect lies in, has not been imported) or ``"failed"``
+        (``detail`` says why).
     """
     return PATCHES

@@ -254,8 +254,8 @@ def check_patches(setting: Setting) -> list[Finding]:
             remedy = "report it with your versions of torch and NNI; other parts of NNI work"
             findings.append(Finding(name, False, f"could not mend {patch.module} ({patch.detail})", remedy))
         elif patch.state == "waiting":
-            why = reasons.get(patch.module, "its module was not imported")
-            findings.append(Finding(name, True, f"waiting for {patch.module} ({why})"))
+            why = patch.detail or reasons.get(patch.module, "its module was not imported")
+            findings.append(Finding(name, True, f"waiting for {patch.framework or patch.module} ({why})"))
         else:
             detail = f" ({patch.detail})" if patch.detail else ""
             findings.append(Finding(name, True, f"{patch.state}{detail}"))

@@ -2,12 +2,14 @@
 
 A :class:`Patch` names one defect of one module: how to detect it, and how to mend it. :func:`arm` puts a finder
 in front of ``sys.meta_path``; it lets the usual finders locate the module, and runs the patches around the
-module's execution. A module that was imported before is patched at once.
+module's execution. A module that was imported before is patched at once. A defect that lies between NNI and a
+framework which NNI may never import is judged once both are there.
 """
 
 from __future__ import annotations
 
 import importlib.machinery
+import importlib.util
 import sys
 import threading
 import warnings
@@ -22,6 +24,22 @@ State = Literal["waiting", "applied", "not needed", "failed"]
 
 def _nothing(module: ModuleType) -> None:
     """Mend nothing."""
+
+
+def _ready(name: str) -> bool:
+    """Whether the module is imported, to its end."""
+    module = sys.modules.get(name)
+    return module is not None and not getattr(getattr(module, "__spec__", None), "_initializing", False)
+
+
+def _installed(name: str) -> bool:
+    package = name.partition(".")[0]
+    if package in sys.modules:
+        return sys.modules[package] is not None
+    try:
+        return importlib.util.find_spec(package) is not None
+    except (ImportError, ValueError):
+        return False
 
 
 @dataclass
@@ -45,6 +63,9 @@ class Patch:
         Optional, runs before the module is executed, for what cannot be mended afterwards (an import that
         costs seconds). It returns a function that is called right after the execution, or None where there is
         nothing to do. A module that was imported before us is left as it is.
+    framework
+        Optional, a module of another package, without which neither the defect can be seen nor the mended code
+        be used: ``"transformers.trainer"``. The patch waits until it is imported, and never imports it.
     """
 
     name: str
@@ -53,6 +74,7 @@ class Patch:
     defect: Callable[[ModuleType], bool] = field(default=lambda module: False, repr=False)
     mend: Callable[[ModuleType], None] = field(default=_nothing, repr=False)
     prepare: Callable[[ModuleType], Callable[[], None] | None] | None = field(default=None, repr=False)
+    framework: str = field(default="", repr=False)
     state: State = "waiting"
     detail: str = ""
 
@@ -68,11 +90,19 @@ class Patch:
         self.state, self.detail = ("applied", "") if undo is not None else ("not needed", "")
         return undo
 
-    def after(self, module: ModuleType) -> None:
-        """Probe the executed module, and mend it where the defect is there."""
+    def after(self, module: ModuleType, framework_ready: bool = False) -> None:
+        """Probe the executed module, and mend it where the defect is there; or put it off until the framework is."""
         if self.prepare is not None:
             if self.state == "waiting":
                 self.state, self.detail = "not needed", f"{self.module} was imported before nni_plugins"
+            return
+        if self.framework and not framework_ready and not _ready(self.framework):
+            if self.state == "applied":
+                return
+            if _installed(self.framework):
+                self.state, self.detail = "waiting", "it is looked at when that is imported"
+            else:
+                self.state, self.detail = "not needed", f"{self.framework.partition('.')[0]} is not installed"
             return
         try:
             if self.defect(module):
@@ -94,11 +124,15 @@ class Patch:
 
 
 class _PatchingLoader(Loader):
-    """The module's own loader, with the patches run around the execution."""
+    """The module's own loader, with the patches run around the execution.
 
-    def __init__(self, loader: Loader, patches: Sequence[Patch]) -> None:
+    `patches` are those of the module, `waiting` those of other modules that want this one as their framework.
+    """
+
+    def __init__(self, loader: Loader, patches: Sequence[Patch], waiting: Sequence[Patch]) -> None:
         self._loader = loader
         self._patches = patches
+        self._waiting = waiting
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loader, name)
@@ -119,6 +153,9 @@ class _PatchingLoader(Loader):
                 undo()
         for patch in self._patches:
             patch.after(module)
+        for patch in self._waiting:
+            if _ready(patch.module):
+                patch.after(sys.modules[patch.module], framework_ready=True)
 
 
 class PatchFinder(MetaPathFinder):
@@ -126,15 +163,18 @@ class PatchFinder(MetaPathFinder):
 
     def __init__(self, patches: Iterable[Patch]) -> None:
         self.patches: dict[str, list[Patch]] = {}
+        self.frameworks: dict[str, list[Patch]] = {}
         for patch in patches:
             self.patches.setdefault(patch.module, []).append(patch)
+            if patch.framework:
+                self.frameworks.setdefault(patch.framework, []).append(patch)
         self._busy = threading.local()
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        patches = self.patches.get(fullname)
-        if patches is None or fullname in getattr(self._busy, "names", ()):
+        patches, waiting = self.patches.get(fullname, ()), self.frameworks.get(fullname, ())
+        if not (patches or waiting) or fullname in getattr(self._busy, "names", ()):
             return None
         self._busy.names = {*getattr(self._busy, "names", ()), fullname}
         try:
@@ -145,7 +185,7 @@ class PatchFinder(MetaPathFinder):
                 spec = find(fullname, path, target)
                 if spec is not None:
                     if spec.loader is not None and hasattr(spec.loader, "exec_module"):
-                        spec.loader = _PatchingLoader(spec.loader, patches)
+                        spec.loader = _PatchingLoader(spec.loader, patches, waiting)
                     return spec
         finally:
             self._busy.names = self._busy.names - {fullname}
@@ -154,9 +194,8 @@ class PatchFinder(MetaPathFinder):
     def patch_imported(self) -> None:
         """Patch the modules that are there already, but for those still being executed."""
         for name, patches in self.patches.items():
-            module = sys.modules.get(name)
-            if module is None or getattr(module.__spec__, "_initializing", False):
+            if not _ready(name):
                 continue
             for patch in patches:
                 if patch.state == "waiting":
-                    patch.after(module)
+                    patch.after(sys.modules[name])

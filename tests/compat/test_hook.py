@@ -106,6 +106,63 @@ def test_prepare_runs_around_the_execution(package, install):
     assert (events, patch.state) == ([False, True], "applied")
 
 
+@pytest.fixture
+def framework(package, tmp_path):
+    """A second module, in which the defect of the first can be seen."""
+    (tmp_path / "defective_package" / "framework.py").write_text("right = 42\n")
+    return "defective_package.framework"
+
+
+def framed(package, framework):
+    return mending(
+        package, framework=framework, defect=lambda part: part.answer() != importlib.import_module(framework).right
+    )
+
+
+def test_defect_in_a_framework_waits_until_it_is_imported(package, framework, install):
+    patch = framed(package, framework)
+    finder = install(patch)
+    part = importlib.import_module(package)
+    finder.patch_imported()
+    assert (part.answer(), patch.state, patch.detail) == (41, "waiting", "it is looked at when that is imported")
+    assert framework not in sys.modules
+    importlib.import_module(framework)
+    assert (part.answer(), patch.state, patch.detail) == (42, "applied", "")
+
+
+def test_framework_that_was_there_first(package, framework, install):
+    importlib.import_module(framework)
+    patch = framed(package, framework)
+    install(patch)
+    assert importlib.import_module(package).answer() == 42
+    assert patch.state == "applied"
+
+
+def test_framework_that_its_module_imports(package, framework, install, tmp_path):
+    source = "from defective_package import framework\ndef answer():\n    return 41\n"
+    (tmp_path / "defective_package" / "part.py").write_text(source)
+    patch = framed(package, framework)
+    install(patch)
+    assert importlib.import_module(package).answer() == 42
+    assert patch.state == "applied"
+
+
+def test_framework_without_the_defect(package, framework, install, tmp_path):
+    (tmp_path / "defective_package" / "framework.py").write_text("right = 41\n")
+    patch = framed(package, framework)
+    install(patch)
+    part = importlib.import_module(package)
+    importlib.import_module(framework)
+    assert (part.answer(), patch.state) == (41, "not needed")
+
+
+def test_framework_that_is_not_installed(package, install):
+    patch = framed(package, "absent_framework.trainer")
+    install(patch)
+    assert importlib.import_module(package).answer() == 41
+    assert (patch.state, patch.detail) == ("not needed", "absent_framework is not installed")
+
+
 def test_missing_module_is_still_missing(install):
     install(mending("defective_package.nowhere"))
     with pytest.raises(ModuleNotFoundError):

@@ -1,7 +1,10 @@
 """NNI without the frameworks that it imports and a trial does not use; they come when they are asked for."""
 
+import importlib.util
+
 import pytest
 
+from nni_plugins.compat import patches
 from tests.compat.subprocesses import run_python
 
 HEAVY = ("pandas", "scipy.stats", "pytorch_lightning", "lightning_fabric", "transformers", "torchmetrics", "deepspeed")
@@ -24,7 +27,14 @@ def lazy():
         import pandas
         frame = json_tricks.loads(json_tricks.dumps({{"f": pandas.DataFrame({{"a": [1, 2]}})}}))["f"]
         flags = [evaluator.LIGHTNING_INSTALLED, evaluator.TRANSFORMERS_INSTALLED, evaluator.DEEPSPEED_INSTALLED]
-        print(json.dumps({{
+        from nni_plugins.compat import patches
+        states = {{p.name: [p.state, p.detail] for p in patches()}}
+        if flags[0]:
+            import pytorch_lightning
+        if flags[1]:
+            import transformers.trainer
+        later = {{p.name: p.state for p in patches()}}
+        print(json.dumps({{"states": states, "later": later,
             "early": early, "still": still, "plain": plain, "sample": bool(0 <= sample <= 1), "drawn": drawn,
             "frame": frame["a"].tolist(), "versions": version.version_dump(), "flags": flags,
         }}))
@@ -74,3 +84,14 @@ def test_lazy_lightning_answers_isinstance():
     assert not isinstance(object(), evaluator.pl.Trainer)
     assert evaluator.pl.LightningModule is lightning.LightningModule
     assert evaluator.pl is lightning
+
+
+@pytest.mark.parametrize("framework", ["pytorch_lightning", "transformers"])
+def test_what_lies_in_a_framework_waits_for_it(lazy, framework):
+    mine = {patch.name for patch in patches() if patch.framework.partition(".")[0] == framework}
+    assert len(mine) == {"pytorch_lightning": 1, "transformers": 3}[framework]
+    if importlib.util.find_spec(framework) is None:
+        assert [lazy["states"][name] for name in mine] == [["not needed", f"{framework} is not installed"]] * len(mine)
+    else:
+        assert {lazy["states"][name][0] for name in mine} == {"waiting"}
+        assert {lazy["later"][name] for name in mine} <= {"applied", "not needed"}

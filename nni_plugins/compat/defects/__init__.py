@@ -2,6 +2,7 @@
 
 from nni_plugins.compat.defects import (
     class_wrapper,
+    function_apply,
     leaf_function,
     lightning_steps,
     mask_files,
@@ -31,6 +32,7 @@ PATCHES: tuple[Patch, ...] = (
     leaf_function.PATCH,
     class_wrapper.PATCH,
     wraps_type.PATCH,
+    function_apply.PATCH,
     tracing_imports.PATCH,
     mask_files.SPEEDUP,
     mask_files.CONFLICT,

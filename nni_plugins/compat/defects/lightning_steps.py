@@ -1,23 +1,33 @@
 """Lightning 2 has no setter for ``fit_loop.max_steps``, which ``LightningEvaluator.train(max_steps=…)`` sets.
 
-Lightning is imported only when it is used, so the question is put to the trainer at hand.
+NNI's evaluator is often imported and Lightning never, so the question is put to Lightning's own loop once it is there,
+and again to the trainer at hand.
 """
 
 from __future__ import annotations
 
 import functools
+import inspect
+import sys
 from typing import Any
 
 from nni_plugins.compat.hook import Patch
 
+FRAMEWORK = "pytorch_lightning"
+LOOPS = f"{FRAMEWORK}.loops.fit_loop"
 
-def _settable(fit_loop: Any) -> bool:
-    attribute = getattr(type(fit_loop), "max_steps", None)
+
+def _settable(fit_loop: type) -> bool:
+    attribute = getattr(fit_loop, "max_steps", None)
     return not isinstance(attribute, property) or attribute.fset is not None
 
 
 def _defect(module: Any) -> bool:
-    return module.LIGHTNING_INSTALLED and not hasattr(module.LightningEvaluator.train, "__nni_plugins__")
+    if hasattr(module.LightningEvaluator.train, "__nni_plugins__"):
+        return False
+    loops = [kind for name, kind in vars(sys.modules[LOOPS]).items() if name in ("FitLoop", "_FitLoop")]
+    sets_it = "trainer.fit_loop.max_steps =" in inspect.getsource(module.LightningEvaluator.train)
+    return sets_it and not all(_settable(loop) for loop in loops)
 
 
 def _mend(module: Any) -> None:
@@ -30,7 +40,7 @@ def _mend(module: Any) -> None:
             return theirs(self, max_steps, max_epochs)
         assert isinstance(self.model, module.pl.LightningModule)
         trainer = self.trainer.trace_copy().get()
-        if _settable(trainer.fit_loop):
+        if _settable(type(trainer.fit_loop)):
             return theirs(self, max_steps, max_epochs)
         # What NNI does, but for the place of max_steps.
         trainer.num_sanity_val_steps = 0
@@ -53,4 +63,5 @@ PATCH = Patch(
     "steps, fails with pytorch-lightning 2 ('property max_steps of _FitLoop object has no setter')",
     defect=_defect,
     mend=_mend,
+    framework=FRAMEWORK,
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import builtins
 import functools
+import importlib
 import importlib.machinery
 import sys
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,10 @@ from importlib.abc import Loader, MetaPathFinder
 from types import ModuleType
 from typing import Any
 
+from nni_plugins.compat.defects.tiny_trace import trace_around
 from nni_plugins.compat.hook import Patch
+
+PROBE = "nni_plugins_probe_of_tracing_imports"
 
 
 class _RealBuiltins:
@@ -81,8 +85,41 @@ class _Finder(MetaPathFinder):
         return None
 
 
+class _ProbeLoader(Loader):
+    """Loads an empty module, and notes which builtins are others than usual while it is executed."""
+
+    def __init__(self) -> None:
+        self.usual = dict(vars(builtins))
+        self.replaced: list[str] | None = None
+
+    def exec_module(self, module: ModuleType) -> None:
+        namespace = vars(builtins)
+        self.replaced = [name for name, value in self.usual.items() if namespace.get(name) is not value]
+
+
+class _ProbeFinder(MetaPathFinder):
+    def __init__(self, loader: Loader) -> None:
+        self._loader = loader
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        return importlib.machinery.ModuleSpec(fullname, self._loader) if fullname == PROBE else None
+
+
 def _defect(module: Any) -> bool:
-    return not hasattr(module.ConcreteTracer.trace, "__nni_plugins__")
+    """Whether a module that is imported while NNI traces meets other builtins than usual."""
+    loader = _ProbeLoader()
+    finder = _ProbeFinder(loader)
+    sys.meta_path.insert(0, finder)
+    try:
+        trace_around(module, lambda: importlib.import_module(PROBE))
+    finally:
+        sys.meta_path.remove(finder)
+        sys.modules.pop(PROBE, None)
+    if loader.replaced is None:
+        raise RuntimeError("the tracer did not run the model")
+    return bool(loader.replaced)
 
 
 def _mend(module: Any) -> None:
@@ -97,7 +134,6 @@ def _mend(module: Any) -> None:
         finally:
             sys.meta_path.remove(finder)
 
-    trace.__nni_plugins__ = True  # type: ignore[attr-defined]
     module.ConcreteTracer.trace = trace
 
 

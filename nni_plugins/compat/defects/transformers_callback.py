@@ -8,13 +8,41 @@ then ran twice. Each hook gets a callback class of its own.
 from __future__ import annotations
 
 import functools
+from types import SimpleNamespace
 from typing import Any
 
 from nni_plugins.compat.hook import Patch
 
 
+def _tasks_run(module: Any, **attributes: Any) -> list[str]:
+    """Hook two tasks to the step of a trainer's stand-in, begin to train, take a step, and list what ran."""
+    ran: list[str] = []
+    callbacks: list[Any] = []
+    optimizer = SimpleNamespace(step=lambda: None)
+    evaluator = module.TransformersEvaluator.__new__(module.TransformersEvaluator)
+    handler = SimpleNamespace(optimizer=optimizer)
+    evaluator.trainer = SimpleNamespace(add_callback=callbacks.append, callback_handler=handler, **attributes)
+    shared = module.PatchCallback
+    begin = vars(shared).get("on_train_begin")
+    try:
+        evaluator.patch_optimizer_step([lambda: ran.append("first")], [])
+        evaluator.patch_optimizer_step([], [lambda: ran.append("second")])
+        for callback in callbacks:
+            callback().on_train_begin(None, None, None)
+    finally:
+        if begin is not None:
+            shared.on_train_begin = begin
+        elif "on_train_begin" in vars(shared):
+            del shared.on_train_begin
+    optimizer.step()
+    return ran
+
+
 def _defect(module: Any) -> bool:
-    return not hasattr(module.TransformersEvaluator.patch_optimizer_step, "__nni_plugins__")
+    try:
+        return any(sorted(_tasks_run(module, **has)) != ["first", "second"] for has in ({}, {"deepspeed": None}))
+    except AssertionError:
+        return True
 
 
 def _mend(module: Any) -> None:
@@ -45,7 +73,6 @@ def _mend(module: Any) -> None:
 
         own.on_train_begin = staticmethod(on_train_begin)  # type: ignore[attr-defined]
 
-    patch_optimizer_step.__nni_plugins__ = True  # type: ignore[attr-defined]
     evaluator_class.patch_optimizer_step = patch_optimizer_step
 
 
@@ -56,4 +83,5 @@ PATCH = Patch(
     "tasks that are hooked to a step",
     defect=_defect,
     mend=_mend,
+    framework="transformers.trainer",
 )

@@ -1,27 +1,31 @@
 """transformers passes ``num_items_in_batch`` to ``Trainer.compute_loss``; NNI's replacement of it takes no such thing.
 
-Lightning-like, transformers is imported only when it is used: what the trainer passes is handed on to its own
-``compute_loss`` as it came.
+What the trainer passes is handed on to its own ``compute_loss`` as it came.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from types import MethodType
 from typing import Any
 
 from nni_plugins.compat.hook import Patch
 
+FRAMEWORK = "transformers.trainer"
+
 
 def _defect(module: Any) -> bool:
-    """Whether what patch_loss puts in place of compute_loss refuses an argument it does not know."""
+    """Whether what patch_loss puts in place of compute_loss refuses an argument that the trainer's own takes."""
+    wanted = inspect.signature(sys.modules[FRAMEWORK].Trainer.compute_loss).parameters
     trainer: Any = type("Trainer", (), {"compute_loss": lambda self, model, inputs, *args, **kwargs: 0.0})()
     evaluator = module.TransformersEvaluator.__new__(module.TransformersEvaluator)
     evaluator.trainer = trainer
     evaluator.patch_loss(lambda loss, inputs: loss)
-    kinds = {parameter.kind for parameter in inspect.signature(trainer.compute_loss).parameters.values()}
-    return inspect.Parameter.VAR_KEYWORD not in kinds
+    taken = inspect.signature(trainer.compute_loss).parameters
+    catches_all = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in taken.values())
+    return not catches_all and bool(set(wanted) - set(taken) - {"self"})
 
 
 def _mend(module: Any) -> None:
@@ -52,4 +56,5 @@ PATCH = Patch(
     "num_items_in_batch')",
     defect=_defect,
     mend=_mend,
+    framework=FRAMEWORK,
 )

@@ -7,17 +7,36 @@ a plain function behind. Here the traced optimizer is made first, and NNI takes 
 
 from __future__ import annotations
 
+import ast
 import functools
 import inspect
+import sys
+import textwrap
 from typing import Any
 
 from nni_plugins.compat.hook import Patch
 
+FRAMEWORK = "transformers.trainer"
 NAME = "get_optimizer_cls_and_kwargs"
+TAKEN = 1
+
+
+def _arguments_passed(create_optimizer: Any) -> list[int]:
+    """How many arguments each call of the function in `create_optimizer` passes, the instance included."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(create_optimizer)))
+    return [
+        len(node.args) + len(node.keywords) + (isinstance(node.func.value, ast.Name) and node.func.value.id == "self")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == NAME
+    ]
 
 
 def _defect(module: Any) -> bool:
-    return not hasattr(module.TransformersEvaluator._init_optimizer_helpers, "__nni_plugins__")
+    theirs = module.TransformersEvaluator._init_optimizer_helpers
+    if hasattr(theirs, "__nni_plugins__") or f"patched_{NAME}(args)" not in inspect.getsource(theirs):
+        return False
+    trainer_class: Any = sys.modules[FRAMEWORK].Trainer
+    return any(passed != TAKEN for passed in _arguments_passed(trainer_class.create_optimizer))
 
 
 def _mend(module: Any) -> None:
@@ -61,4 +80,5 @@ PATCH = Patch(
     "('patched_get_optimizer_cls_and_kwargs() takes 1 positional argument but 3 were given')",
     defect=_defect,
     mend=_mend,
+    framework=FRAMEWORK,
 )
