@@ -71,9 +71,12 @@ def _fold(model: nn.Module, plan: Plan, fold: Fold, value: torch.Tensor) -> Fold
     spread = (rows.max(dim=1).values - rows.min(dim=1).values).max().item()
     size = rows.abs().max().item()
     constants = rows.median(dim=1).values
-    weight: torch.Tensor = dict(model.named_modules())[fold.operator.module].weight.detach().double()
-    table = weight.sum(dim=tuple(range(2, weight.dim()))) if weight.dim() > 2 else weight
-    delta = _times(table, fold.units, constants.to(table), value.shape[c.left_dim], c.groups)
+    weight: torch.Tensor = dict(model.named_modules())[fold.operator.module].weight.detach()
+    units = torch.as_tensor(fold.units, device=weight.device)
+    if c.groups == 1:  # of a wide layer, only the columns that go are looked at
+        delta = _kernel_sums(weight.index_select(1, units)) @ constants.to(weight.device)
+    else:
+        delta = _times(_kernel_sums(weight), units, constants.to(weight.device), value.shape[c.left_dim], c.groups)
     why = ""
     if spread > 1e-5 * max(size, 1e-12):
         why = "the constant differs between positions"
@@ -84,10 +87,14 @@ def _fold(model: nn.Module, plan: Plan, fold: Fold, value: torch.Tensor) -> Fold
     return FoldedBias(fold.operator.module, delta[kept.to(delta.device)], not why, why)
 
 
-def _times(table: torch.Tensor, units: Any, constants: torch.Tensor, inputs: int, groups: int) -> torch.Tensor:
+def _kernel_sums(weight: torch.Tensor) -> torch.Tensor:
+    return (weight.flatten(2).sum(dim=2, dtype=torch.float64) if weight.dim() > 2 else weight).double()
+
+
+def _times(table: torch.Tensor, units: torch.Tensor, constants: torch.Tensor, inputs: int, groups: int) -> torch.Tensor:
     """``table [out, in per group]`` times the constants of the removed inputs, zero elsewhere."""
     full = torch.zeros(inputs, dtype=table.dtype, device=table.device)
-    full[torch.as_tensor(units, device=table.device)] = constants
+    full[units] = constants
     per_group = full.reshape(groups, -1).repeat_interleave(table.shape[0] // groups, dim=0)
     return (table * per_group).sum(dim=1)
 
