@@ -145,11 +145,13 @@ def parse_change(text: str) -> tuple[str, Any]:
     """``prune.sparsity=0.7`` as a path and a value, which is read as YAML."""
     import yaml
 
+    from nni_plugins.training.recipe import read_value
+
     path, mark, value = text.partition("=")
     if not mark or not path.strip():
         raise click.BadParameter(f"{text!r} is not FIELD=VALUE", param_hint="--set")
     try:
-        return path.strip(), yaml.safe_load(value)
+        return path.strip(), read_value(value)
     except yaml.YAMLError:
         raise click.BadParameter(f"{value!r} is not a value", param_hint="--set") from None
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from nni_plugins.channels.call import Info
 from nni_plugins.channels.labels import Array, Cause, Solution
-from nni_plugins.channels.trace import Info, Trace
+from nni_plugins.channels.trace import Trace
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import nn
 
+from nni_plugins.channels.call import Info, Operator, output_tensors
 from nni_plugins.channels.labels import Array, Cause, MaybeLabels
 from nni_plugins.channels.plan import Plan
 from nni_plugins.channels.rules.registry import rule_for
-from nni_plugins.channels.trace import Info, Operator, output_tensors
 from nni_plugins.channels.watch import StopWatching, run_recorded
 
 #: Operators that say the same: a linear layer with and without a bias, a reshape with and without a copy.

@@ -2,194 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from nni_plugins.channels.call import Call, Info, ModuleCall, Operator, Term, output_tensors
 from nni_plugins.channels.labels import Array, Cause, Labels, MaybeLabels
 from nni_plugins.channels.preserve import tensors_held
+from nni_plugins.channels.rules import rule_for
 from nni_plugins.channels.watch import Data, has_no_data, on_least_data, run_recorded
-
-
-@dataclass(eq=False)
-class Info:
-    """What is known of one tensor of the run.
-
-    Attributes
-    ----------
-    shape
-        Its shape.
-    labels
-        Per dimension, the labels of its indices, or None where nothing that could be removed lies along it.
-    dynamic
-        Whether it depends on the model's input.
-    zero
-        Whether it holds exact zeros wherever a unit is masked (so that summing over units loses nothing).
-    parameter
-        The name of the parameter or buffer that it is, or ''.
-    made
-        How many operators had run when it was made or last written.
-    """
-
-    shape: tuple[int, ...]
-    labels: list[MaybeLabels]
-    dynamic: bool = False
-    zero: bool = False
-    parameter: str = ""
-    made: int = 0
-
-
-@dataclass(frozen=True)
-class Contraction:
-    """A sum over a labelled dimension of ``left``, multiplied by ``right`` (None for a plain sum).
-
-    ``weight`` says that ``right`` is a parameter of the model (or made of them), whose ``right_out`` dimension becomes
-    the dimension ``out_dim`` of the result; ``padded`` that zeros are put around the input before it.
-    """
-
-    left: Info
-    left_dim: int
-    right: Info | None = None
-    right_dim: int = 0
-    right_out: int = 0
-    out_dim: int = 0
-    groups: int = 1
-    weight: bool = False
-    bias: Info | None = None
-    padded: bool = False
-
-
-@dataclass(eq=False)
-class Operator:
-    """One operator of the run."""
-
-    name: str
-    module: str
-    inputs: list[Info]
-    outputs: list[Info]
-    contractions: list[Contraction] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class ModuleCall:
-    """One call of a module that has no children: its name, and the tensors that went in and came out."""
-
-    module: str
-    inputs: list[Info]
-    outputs: list[Info]
-
-
-@dataclass(frozen=True)
-class Term:
-    """Multiply-accumulates of one operator: ``coefficient`` times the number of kept labels of each factor."""
-
-    module: str
-    coefficient: float
-    factors: tuple[Array, ...]
-
 
 #: What makes a tensor of numbers written in the forward.
 _LITERALS = frozenset(["aten.lift_fresh", "aten.lift_fresh_copy"])
-
-Rule = Callable[["Call"], "list[MaybeLabels] | None"]
-
-
-class Call:
-    """One call of an operator, as its rule sees it.
-
-    A rule reads arguments (:meth:`tensor`, :meth:`value`), says what holds (:meth:`tie`, :meth:`freeze`, …) and returns
-    the labels of the first output, a list with one entry per dimension; :meth:`give` sets those of the others.
-    """
-
-    def __init__(self, trace: Trace, func: Any, args: tuple, kwargs: dict, out: Any, module: str, name: str) -> None:
-        self.trace = trace
-        self.func = func
-        self.args = args
-        self.kwargs = kwargs
-        self.out = out
-        self.module = module
-        self.cause = Cause(module, name)
-        self.zero = False
-        self.inputs = [trace.info(t) for t in _tensors((args, kwargs))]
-        self.outputs = list(_tensors(out))
-        self.given: dict[int, list[MaybeLabels]] = {}
-        self.contractions: list[Contraction] = []
-
-    def value(self, position: int, name: str, default: Any = None) -> Any:
-        """Return the argument at ``position``, or called ``name``."""
-        if position < len(self.args):
-            return self.args[position]
-        return self.kwargs.get(name, default)
-
-    def tensor(self, position: int, name: str = "") -> Info | None:
-        """Return what is known of the tensor argument at ``position``, or called ``name``; None where there is none."""
-        value = self.value(position, name)
-        return self.trace.info(value) if isinstance(value, torch.Tensor) else None
-
-    def shape(self, index: int = 0) -> tuple[int, ...]:
-        """Return the shape of output ``index``."""
-        return tuple(self.outputs[index].shape)
-
-    def give(self, index: int, labels: list[MaybeLabels]) -> None:
-        """Set the labels of output ``index``."""
-        self.given[index] = labels
-
-    def because(self, why: str) -> Cause:
-        return Cause(self.module, self.cause.operator, why)
-
-    def tie(self, a: MaybeLabels, b: MaybeLabels) -> None:
-        self.trace.labels.tie(a, b, self.because("joined to something of fixed size"))
-
-    def freeze(self, labels: MaybeLabels, why: str) -> None:
-        self.trace.labels.freeze(labels, self.because(why))
-
-    def freeze_silently(self, labels: MaybeLabels) -> None:
-        self.trace.labels.freeze(labels, None)
-
-    def inexact(self, labels: MaybeLabels, why: str) -> None:
-        self.trace.labels.mark_inexact(labels, self.because(why))
-
-    def fresh(self, size: int) -> Array:
-        return self.trace.labels.fresh(size)
-
-    def size_of(self, attribute: str, labels: MaybeLabels) -> None:
-        """Say that ``attribute`` of the calling module, if it has one of this value, counts these labels."""
-        if labels is not None:
-            self.trace.sizes.setdefault((self.module, attribute), []).append(labels)
-
-    def contract(self, left: Info, left_dim: int, right: Info, right_dim: int, **details: Any) -> None:
-        """Tie the contracted dimensions of a product, and note it for later questions about what masking leaves."""
-        self.tie(left.labels[left_dim], right.labels[right_dim])
-        weight = not right.dynamic
-        if weight:
-            self.trace.consumed.append(right.labels[right_dim])
-        elif not left.zero and not right.zero:
-            self.inexact(left.labels[left_dim], "a masked unit is not zero where it is summed over")
-        self.contractions.append(Contraction(left, left_dim, right, right_dim, weight=weight, **details))
-
-    def sum_over(self, info: Info, dim: int) -> None:
-        """Note a plain sum over a dimension."""
-        if info.labels[dim] is None:
-            return
-        if not info.zero:
-            self.inexact(info.labels[dim], "a masked unit is not zero where it is summed over")
-        self.contractions.append(Contraction(info, dim))
-
-    def reduced(self, info: Info, dim: int) -> None:
-        """Note a reduction over a dimension for which removing is not masking: a mean, a maximum."""
-        if info.labels[dim] is not None:
-            self.inexact(info.labels[dim], "reduced over channels")
-            self.contractions.append(Contraction(info, dim))
-
-    def costs(self, macs: int, *factors: MaybeLabels) -> None:
-        """Note the multiply-accumulates of this call, which shrink with each of ``factors``."""
-        arrays = tuple(f for f in factors if f is not None)
-        share = macs / float(np.prod([len(a) for a in arrays])) if arrays else float(macs)
-        self.trace.terms.append(Term(self.module, share, arrays))
 
 
 class Trace:
@@ -303,12 +130,10 @@ class Trace:
         self._remember(tensor, Info(tuple(tensor.shape), [None] * tensor.dim(), dynamic=True))
 
     def _on_module(self, name: str, args: Any, output: Any) -> None:
-        inputs = [self.info(tensor) for tensor in _tensors(args)]
-        self.calls.append(ModuleCall(name, inputs, [self.info(tensor) for tensor in _tensors(output)]))
+        inputs = [self.info(tensor) for tensor in output_tensors(args)]
+        self.calls.append(ModuleCall(name, inputs, [self.info(tensor) for tensor in output_tensors(output)]))
 
     def _on_operator(self, func: Any, args: tuple, kwargs: dict, out: Any, module: str) -> None:
-        from nni_plugins.channels.rules import rule_for
-
         name, rule = rule_for(func)
         if name in _LITERALS:
             self._constants.add(id(args[0]))
@@ -349,25 +174,6 @@ def is_inplace(func: Any) -> bool:
     """Whether an operator writes into its first argument."""
     arguments = func._schema.arguments
     return bool(arguments) and arguments[0].alias_info is not None and arguments[0].alias_info.is_write
-
-
-def output_tensors(out: Any) -> list[torch.Tensor]:
-    """Return the tensors in what a model returned: nested tuples, lists, dicts and dataclasses."""
-    return list(_tensors(out))
-
-
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from _tensors(item)
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _tensors(item)
-    elif hasattr(value, "__dataclass_fields__"):
-        for name in value.__dataclass_fields__:
-            yield from _tensors(getattr(value, name, None))
 
 
 def _named_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

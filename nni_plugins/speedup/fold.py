@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from nni_plugins.channels.call import output_tensors
 from nni_plugins.channels.plan import Plan
 from nni_plugins.channels.rules.registry import rule_for
-from nni_plugins.channels.trace import output_tensors
 from nni_plugins.channels.watch import run_recorded
 from nni_plugins.speedup.infer import Fold
 

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from nni_plugins.channels.graph import ChannelGraph
+from nni_plugins.channels.call import Contraction, Info, Operator
+from nni_plugins.channels.graph import ChannelGraph, Member
 from nni_plugins.channels.labels import Array
 from nni_plugins.channels.plan import Plan
-from nni_plugins.channels.trace import Contraction, Info, Operator
 
 Masks = Mapping[str, torch.Tensor]
 
@@ -120,6 +120,33 @@ class MaskInference:
             if len(gone):
                 self.folds.append(Fold(operator, contraction, gone))
         return plan
+
+    def stayed(self, plan: Plan) -> list[str]:
+        """Return, a line each, the groups of ``plan`` in which units stay although all that produces them is masked."""
+        lines = []
+        for group in self._graph.groups:
+            weights_of = [m for m in group.producers if len(self._graph.shapes[m.name]) > 1]
+            rows = [self._masked_units(member) for member in weights_of]
+            weights = [row for row in rows if row is not None]
+            if not weights or len(weights) != len(rows):
+                continue
+            masked = np.logical_and.reduce(weights)
+            kept = np.zeros(group.size, dtype=bool)
+            kept[plan.kept.get(group.name, np.arange(group.size))] = True
+            count = int((masked & kept).sum())
+            if count == 0 or (count == kept.sum() == 1):  # nothing stays, or the one unit that a layer must have
+                continue
+            why = group.reason or "what they leave behind is no constant that a bias could take"
+            lines.append(f"{group.name}: {count} of {group.size} units: {why}")
+        return lines
+
+    def _masked_units(self, member: Member) -> Array | None:
+        """Which units of a group one producer's mask takes away; None where it has no mask."""
+        alive = self._alive.get(member.name)
+        if alive is None:
+            return None
+        rows = np.asarray(alive.any(axis=tuple(d for d in range(alive.ndim) if d != member.dim)))
+        return np.asarray(~rows[member.indices].any(axis=1))
 
     # -- what flows ------------------------------------------------------------------------------------------------
 

@@ -24,7 +24,15 @@ from nni_plugins.speedup.masks import bake, parameter_masks, read_masks, unbake
 from nni_plugins.speedup.nodes import build_nodes
 from nni_plugins.speedup.replacement import Replacement
 from nni_plugins.speedup.report import SpeedupReport
-from nni_plugins.speedup.verify import largest_error, masked, outputs_of, random_like, tolerance_of, zero_weights_filled
+from nni_plugins.speedup.verify import (
+    draws_random_numbers,
+    largest_error,
+    masked,
+    outputs_of,
+    random_like,
+    tolerance_of,
+    zero_weights_filled,
+)
 
 _logger = logging.getLogger(__name__)
 
@@ -151,17 +159,27 @@ class ModelSpeedup(NniModelSpeedup):
             step = self._compact(graph)
             try:
                 with self._timed("proof"):
-                    if self._wrong(step, inputs, expected):
+                    wrong = self._wrong(step, inputs, expected)
+                    drawn = wrong and draws_random_numbers(self.bound_model, inputs)
+                    if wrong and not drawn:
                         self._put_wrong_ones_back(step, inputs, expected)
                     self.report.max_error, self.report.relative_error = largest_error(
                         outputs_of(self.bound_model, inputs), expected
                     )
+                    if drawn:
+                        self.report.max_error = self.report.relative_error = None
             except BaseException:
                 step.undo()
                 raise
             if filled:
                 step.undo()
-        return self._compact(step.compaction.plan.graph) if filled else step
+        if filled:
+            step = self._compact(step.compaction.plan.graph)
+        if drawn:
+            self.report.inexact.append(
+                "not proved: the forward draws random numbers, and other ones when it is smaller"
+            )
+        return step
 
     def _compact(self, graph: ChannelGraph) -> _Step:
         """Infer, remove and replay until the replay is clean; freeze what cannot be mended."""
@@ -182,6 +200,7 @@ class ModelSpeedup(NniModelSpeedup):
                     raise
                 if not culprits:
                     self.report.inexact = _inexact(plan, constants)
+                    self.report.stayed = inference.stayed(plan)
                     step.folded = fold.apply(self.bound_model, constants)
                     return step
                 step.undo()

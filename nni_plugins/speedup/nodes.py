@@ -6,8 +6,8 @@ import torch
 from nni.compression.speedup.container import NodeInfo
 from torch import nn
 
+from nni_plugins.channels.call import Info
 from nni_plugins.channels.plan import Plan
-from nni_plugins.channels.trace import Info
 
 
 def build_nodes(plan: Plan, model: nn.Module, masks: dict[str, torch.Tensor]) -> dict[torch.fx.Node, NodeInfo]:

@@ -25,6 +25,8 @@ class SpeedupReport:
         ``{group: (kept, size)}``.
     frozen
         What could not be pruned and why, a line each.
+    stayed
+        Units that are masked and yet stay, by group, with the reason.
     put_back
         Groups that the masks asked to remove and that were put back, with the reason.
     inexact
@@ -41,6 +43,7 @@ class SpeedupReport:
     relative_error: float | None = None
     removed: dict[str, tuple[int, int]] = field(default_factory=dict)
     frozen: list[str] = field(default_factory=list)
+    stayed: list[str] = field(default_factory=list)
     put_back: list[str] = field(default_factory=list)
     inexact: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -58,6 +61,7 @@ class SpeedupReport:
         if self.max_error is not None:
             relative = f", {self.relative_error:.1e} of the output's size" if self.relative_error is not None else ""
             lines.append(f"largest error against the masked model: {self.max_error:.1e}{relative}")
+        lines += [f"masked, but stays: {line}" for line in self.stayed]
         lines += [f"put back: {line}" for line in self.put_back]
         lines += [f"not exact: {line}" for line in self.inexact]
         return "\n".join(lines)

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from nni_plugins.channels.preserve import preserved
-from nni_plugins.channels.trace import output_tensors
+from nni_plugins.channels.call import output_tensors
+from nni_plugins.channels.preserve import preserved, random_state_kept
 from nni_plugins.channels.watch import as_arguments, map_tensors
 
 #: Differences up to this share of the output's size are rounding, by the precision that the model computes in.
@@ -36,6 +36,14 @@ def outputs_of(model: nn.Module, inputs: Any) -> list[torch.Tensor]:
         model.eval()
         out = model(*args, **kwargs)
     return [t.detach().clone() for t in output_tensors(out) if t.is_floating_point()]
+
+
+def draws_random_numbers(model: nn.Module, inputs: Any) -> bool:
+    """Whether two runs in eval mode on the same input, from different random states, give different outputs."""
+    with random_state_kept():
+        first = outputs_of(model, inputs)
+        torch.rand(1)
+        return largest_error(outputs_of(model, inputs), first)[0] > 0
 
 
 def largest_error(actual: list[torch.Tensor], expected: list[torch.Tensor]) -> tuple[float, float]:

@@ -268,6 +268,17 @@ def _set(tree: dict[str, Any], path: str, value: Any, source: str) -> None:
     tree[parts[-1]] = value
 
 
+def read_value(text: str) -> Any:
+    """Return a value as a recipe would have it: ``'1e-3'`` is a number, ``'[1, 2]'`` a list.
+
+    Raises
+    ------
+    yaml.YAMLError
+        If it is no YAML.
+    """
+    return yaml.load(text, Loader=_Loader)
+
+
 class _Loader(yaml.SafeLoader):
     """YAML as people write it: ``1e-3`` is a number, and a key given twice is a mistake."""
 

@@ -476,3 +476,38 @@ def test_memory_is_flat_over_many_speedups():
     grown = tracemalloc.get_traced_memory()[0] - first
     tracemalloc.stop()
     assert grown < 200_000
+
+
+class Noisy(nn.Module):
+    """Draws random numbers in eval mode too, as many as it is wide."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 8), nn.Linear(8, 2)
+
+    def forward(self, x):
+        x = self.a(x)
+        return self.b(F.dropout(F.relu(x), 0.5, training=True))
+
+
+def test_a_random_forward_is_not_blamed_on_its_groups():
+    model, x = Noisy(), torch.randn(4, 3)
+    speedup = ModelSpeedup(model, x, half(model, x).masks(model))
+    speedup.speedup_model()
+    assert model.a.out_features == 4
+    assert not speedup.report.put_back
+    assert speedup.report.max_error is None
+    assert speedup.report.inexact == ["not proved: the forward draws random numbers, and other ones when it is smaller"]
+
+
+def test_masked_units_that_stay_are_named_with_the_reason():
+    model = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
+    masks = {"0": {"weight": torch.ones(8, 4)}, "2": {"weight": torch.ones(6, 8)}, "4": {"weight": torch.ones(2, 6)}}
+    masks["0"]["weight"][:3], masks["2"]["weight"][:2], masks["4"]["weight"][0] = 0, 0, 0
+    speedup = ModelSpeedup(model, torch.randn(3, 4), masks)
+    speedup.speedup_model()
+    assert (model[0].out_features, model[2].out_features) == (8, 4)
+    assert [line.split(":")[0] for line in speedup.report.stayed] == ["0", "4"]
+    assert "0: 3 of 8 units: normalised across channels" in speedup.report.stayed[0]
+    assert "4: 1 of 2 units: the model's output" in speedup.report.stayed[1]
+    assert "masked, but stays: 0: 3 of 8 units" in str(speedup.report)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
+from nni_plugins.channels.call import Call, Contraction, Info
 from nni_plugins.channels.labels import Array, MaybeLabels
 from nni_plugins.channels.rules.registry import rule
-from nni_plugins.channels.trace import Call, Contraction, Info
 
 
 @rule("aten.convolution", "aten._convolution", "aten.convolution_overrideable", "aten.mkldnn_convolution")

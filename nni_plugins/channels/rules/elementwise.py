@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from nni_plugins.channels.call import Call, Info
 from nni_plugins.channels.labels import MaybeLabels
 from nni_plugins.channels.rules.registry import rule
-from nni_plugins.channels.trace import Call, Info
 
 #: Unary (and scalar) functions with f(0) = 0: a masked channel stays zero through them.
 ZERO_PRESERVING = frozenset(

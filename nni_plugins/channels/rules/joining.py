@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from nni_plugins.channels.call import Call
 from nni_plugins.channels.labels import Array, MaybeLabels
 from nni_plugins.channels.rules.registry import rule
-from nni_plugins.channels.trace import Call
 
 
 @rule("aten.cat", "aten.concat", "aten.concatenate")

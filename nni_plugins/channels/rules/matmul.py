@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
+from nni_plugins.channels.call import Call, Info
 from nni_plugins.channels.labels import MaybeLabels
 from nni_plugins.channels.rules.registry import rule
-from nni_plugins.channels.trace import Call, Info
 
 
 def _product(call: Call, a: Info, b: Info, bias: Info | None, batch: int) -> list[MaybeLabels]:

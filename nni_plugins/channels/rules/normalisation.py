@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from nni_plugins.channels.call import Call
 from nni_plugins.channels.labels import MaybeLabels
 from nni_plugins.channels.rules.registry import rule
-from nni_plugins.channels.trace import Call
 
 _ACROSS = "normalised across channels"
 

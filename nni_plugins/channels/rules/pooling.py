@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from nni_plugins.channels.call import Call
 from nni_plugins.channels.labels import MaybeLabels
 from nni_plugins.channels.rules.registry import rule
-from nni_plugins.channels.trace import Call
 
 _SPATIAL = {
     1: "max_pool1d max_pool1d_with_indices avg_pool1d adaptive_avg_pool1d adaptive_max_pool1d upsample_nearest1d "

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from nni_plugins.channels.call import Call
 from nni_plugins.channels.labels import MaybeLabels
 from nni_plugins.channels.rules.registry import rule
-from nni_plugins.channels.trace import Call
 
 
 def _reduced(call: Call, dims: object, keepdim: bool, *, exact: bool) -> list[MaybeLabels]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from nni_plugins.channels.trace import Rule
+from nni_plugins.channels.call import Rule
 
 RULES: dict[str, Rule] = {}
 _found: dict[Any, tuple[str, Rule | None]] = {}
