@@ -84,14 +84,18 @@ def compressors(make=make_net, evaluate=torch_evaluator):
 
 def results(**arguments):
     """Fingerprint of each compressor's result, or the error that it ended in."""
-    logging.disable(logging.WARNING)
     found = {}
-    for name, run in compressors(**arguments):
-        torch.manual_seed(0)
-        try:
-            found[name] = fingerprint(run())
-        except Exception as error:
-            found[name] = f"{type(error).__name__}: {error}"
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        for name, run in compressors(**arguments):
+            torch.manual_seed(0)
+            try:
+                found[name] = fingerprint(run())
+            except Exception as error:
+                found[name] = f"{type(error).__name__}: {error}"
+    finally:
+        logging.disable(before)
     return found
 
 
