@@ -107,8 +107,10 @@ class GroupPruner(Pruner):
     ):
         _check("scope", scope, SCOPES)
         _check("target", target, TARGETS)
-        if round_to < 1:
-            raise PruningError(f"round_to is {round_to}; it must be at least 1")
+        if isinstance(round_to, bool) or not hasattr(round_to, "__index__") or round_to < 1:
+            raise PruningError(f"round_to is {round_to!r}; it must be a whole number, at least 1")
+        if not isinstance(tolerance, (int, float)) or not tolerance >= 0:
+            raise PruningError(f"tolerance is {tolerance!r}; it must be a number, at least 0")
         self.scope, self.target, self.round_to, self.tolerance = scope, target, round_to, tolerance
         self.normalise = self.default_normalise if normalise == "default" else normalise
         self.schedule = as_schedule(schedule)
@@ -117,9 +119,7 @@ class GroupPruner(Pruner):
         # read and set by NNI's LinearPruner and AGPPruner
         self.interval_steps, self.total_times = self.schedule.interval_steps, self.schedule.times
 
-        asked = trans_legacy_config_list(deepcopy(config_list))
-        for entry in asked:
-            default_config_schema("pruning").validate(entry)
+        asked = _checked_config(config_list)
         self.graph = ChannelGraph.watch(model, _dummy_input(dummy_input, evaluator))
         self.resolved = resolve(model, asked, self.graph, exact_only=exact_only)
         self._classes = neighbourhoods(model, self.graph)
@@ -349,6 +349,26 @@ class GroupPruner(Pruner):
             if gone.any() and not gone.all():
                 dead[group.name] = gone
         return dead
+
+
+def _checked_config(config_list: Any) -> list[dict]:
+    """A copy of the configuration in NNI's present form, checked by NNI's schema: one line on what it refuses."""
+    if not isinstance(config_list, (list, tuple)) or not all(isinstance(entry, dict) for entry in config_list):
+        raise PruningError(
+            "config_list must be a list of dictionaries, such as [{'op_types': [...], 'sparse_ratio': 0.5}]"
+        )
+    # a legacy entry that only excludes has been written into the others by then, and asks for nothing itself
+    translated = trans_legacy_config_list(deepcopy(list(config_list)))
+    asked = [entry for entry, given in zip(translated, config_list, strict=True) if not given.get("exclude")]
+    for index, entry in enumerate(asked):
+        for key in ("sparse_ratio", "sparse_threshold"):
+            if type(entry.get(key)) is int:
+                entry[key] = float(entry[key])
+        try:
+            default_config_schema("pruning").validate(entry)
+        except Exception as error:  # of the package schema, which tells it in several lines
+            raise PruningError(f"config_list[{index}]: {' '.join(str(error).split())}") from None
+    return asked
 
 
 def _check(name: str, value: object, allowed: Any) -> None:

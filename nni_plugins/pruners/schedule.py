@@ -7,7 +7,9 @@ for at each. It knows nothing of models.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+
+from nni_plugins.pruners.errors import PruningError
 
 SHAPES: dict[str, Callable[[float], float]] = {
     "one_shot": lambda _: 1.0,
@@ -39,10 +41,14 @@ class Schedule:
     start_step: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("times", "interval_steps", "start_step"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not hasattr(value, "__index__"):
+                raise PruningError(f"schedule.{name} is {value!r}; it must be a whole number")
         if self.shape not in SHAPES:
-            raise ValueError(f"schedule.shape is {self.shape!r}; it must be one of {', '.join(SHAPES)}")
+            raise PruningError(f"schedule.shape is {self.shape!r}; it must be one of {', '.join(SHAPES)}")
         if self.times < 1 or self.interval_steps < 1 or self.start_step < 0:
-            raise ValueError(
+            raise PruningError(
                 f"schedule asks for {self.times} times, every {self.interval_steps} steps from step {self.start_step}; "
                 "times and interval_steps must be at least 1, start_step at least 0"
             )
@@ -71,5 +77,13 @@ def as_schedule(schedule: Schedule | str | dict | None) -> Schedule:
     if isinstance(schedule, str):
         return Schedule(shape=schedule)
     if isinstance(schedule, dict):
+        known = [field.name for field in fields(Schedule)]
+        for name in schedule:
+            if name not in known:
+                raise PruningError(f"schedule has no field {name!r}; known: {', '.join(known)}")
         return Schedule(**schedule)
+    if not isinstance(schedule, Schedule):
+        raise PruningError(
+            f"schedule is {schedule!r}; it must be a Schedule, one of {', '.join(SHAPES)}, or its fields"
+        )
     return schedule

@@ -12,6 +12,7 @@ pruned is a *group*:
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -108,6 +109,25 @@ def entry_setting(entry: Mapping[str, Any], where: str) -> dict[str, Any]:
     return setting
 
 
+def _selected(model: nn.Module, entry: Mapping[str, Any], where: str) -> list[str]:
+    """Names of the modules that an entry selects, as NNI reads it."""
+    from nni.compression.base.config import select_modules_by_config
+
+    for key in ("op_names_re", "exclude_op_names_re"):
+        for expression in entry.get(key, ()):
+            try:
+                re.compile(expression)
+            except re.error as error:
+                raise PruningError(f"{where}.{key}: {expression!r} is no regular expression ({error})") from None
+    known = {name for name, _ in model.named_modules(remove_duplicate=False)}
+    unknown = [name for name in entry.get("op_names", ()) if name not in known]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], sorted(known), 3, 0.5)
+        hint = f"closest: {', '.join(near)}" if near else "see model.named_modules() for what there is"
+        raise PruningError(f"{where}.op_names: the model has no module {unknown[0]!r}; {hint}")
+    return list(select_modules_by_config(model, dict(entry))[0])
+
+
 def resolve(
     model: nn.Module, config_list: Sequence[Mapping[str, Any]], graph: ChannelGraph, *, exact_only: bool = True
 ) -> Resolved:
@@ -118,15 +138,13 @@ def resolve(
     PruningError
         An entry is contradictory, or selects nothing that can be pruned.
     """
-    from nni.compression.base.config import select_modules_by_config
-
     canonical = canonical_names(model)
     owner: dict[str, int] = {}
     excluded: set[str] = set()
     settings = []
     for index, entry in enumerate(config_list):
         settings.append(entry_setting(entry, f"config_list[{index}]"))
-        for name in select_modules_by_config(model, dict(entry))[0]:
+        for name in _selected(model, entry, f"config_list[{index}]"):
             owner.setdefault(canonical[name], index)
         excluded.update(canonical[name] for name in excluded_modules(model, entry))
     selected = tuple(frozenset(n for n, i in owner.items() if i == index) for index in range(len(settings)))
@@ -216,7 +234,7 @@ def make_pools(
         }
         if len(asked) > 1:
             raise PruningError(
-                f"global_group_id {key[1]}: its entries ask for different sparsities {sorted(asked)}; give one"
+                f"global_group_id {key[1]}: its entries ask for different sparsities {sorted(asked, key=str)}; give one"
             )
         ratio, threshold = asked.pop()
         by_id = key[0] == "id"

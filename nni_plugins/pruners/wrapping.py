@@ -41,6 +41,7 @@ class MaskedWrapper(ModuleWrapper):
 
     def __init__(self, module: nn.Module, module_name: str):
         super().__init__(module, module_name)
+        self._order = list(module._parameters)
         self.ties: list[Tie] = []
         self._uncalled: list[MaskedWrapper] = []
 
@@ -70,8 +71,14 @@ class MaskedWrapper(ModuleWrapper):
         return self.module_forward(*args, **kwargs)
 
     def unwrap(self) -> None:
-        """Unwrap as NNI does, and tie again the parameters that were tied."""
+        """Unwrap as NNI does, keep the parameters' order, tie again those that were tied; nothing where not wrapped."""
+        if not hasattr(self.module, "_nni_wrapper"):
+            return
         super().unwrap()
+        # NNI puts the masked ones at the end, and an optimizer's saved state goes by the order
+        held = self.module._parameters
+        for name in [name for name in self._order if name in held] + [name for name in held if name not in self._order]:
+            held[name] = held.pop(name)
         for tie in self.ties:
             tie.restore()
 

@@ -3,6 +3,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from nni_plugins.channels import Plan
 from nni_plugins.pruners import BudgetError, MagnitudePruner, PruningError, RandomPruner, TaylorPruner
@@ -254,3 +255,56 @@ def test_steps_of_a_schedule_may_be_too_coarse_as_long_as_its_end_is_met(make_ev
     pruner = MagnitudePruner(net, HALF, make_evaluator(net), target="params", schedule=schedule, tolerance=0.05)
     pruner.compress()
     assert pruner.plan.cost().params / pruner.graph.cost().params == pytest.approx(0.5, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("config", "kwargs", "message"),
+    [
+        ([{"op_types": ["Linear"], "sparse_ratio": "0.5"}], {}, "config_list[0]: Key 'sparse_ratio' error: '0.5'"),
+        ([{"op_types": ["Linear"], "sparce_ratio": 0.5}], {}, "config_list[0]: Wrong key 'sparce_ratio'"),
+        ({"op_types": ["Linear"], "sparse_ratio": 0.5}, {}, "config_list must be a list of dictionaries"),
+        (None, {}, "config_list must be a list of dictionaries"),
+        ([{"op_names": ["zero"], "sparse_ratio": 0.5}], {}, "config_list[0].op_names: the model has no module 'zero'"),
+        ([{"op_names_re": ["[0"], "sparse_ratio": 0.5}], {}, "config_list[0].op_names_re: '[0' is no regular"),
+        (
+            [
+                {"op_names": ["0"], "sparse_ratio": 0.5, "global_group_id": "a"},
+                {"op_names": ["2"], "sparse_threshold": 0.5, "global_group_id": "a"},
+            ],
+            {},
+            "global_group_id a: its entries ask for different",
+        ),
+        (None, {"round_to": 1.5}, "round_to is 1.5; it must be a whole number"),
+        (None, {"round_to": "8"}, "round_to is '8'; it must be a whole number"),
+        (None, {"tolerance": "a"}, "tolerance is 'a'; it must be a number"),
+        (None, {"schedule": 3}, "schedule is 3; it must be a Schedule"),
+        (None, {"schedule": {"tims": 3}}, "schedule has no field 'tims'; known: shape, times"),
+        (None, {"schedule": {"times": "3"}}, "schedule.times is '3'; it must be a whole number"),
+    ],
+)
+def test_wrong_settings_are_named_in_one_line(config, kwargs, message):
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+    if kwargs:
+        config = [{"op_types": ["Linear"], "sparse_ratio": 0.5}]
+    with pytest.raises(PruningError) as caught:
+        MagnitudePruner(model, config, dummy_input=torch.randn(2, 4), **kwargs).compress()
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_legacy_entry_that_excludes_is_read_as_nni_reads_it():
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+    legacy = [{"op_types": ["Linear"], "sparsity": 0.5}, {"op_names": ["0"], "exclude": True}]
+    pruner = MagnitudePruner(model, legacy, dummy_input=torch.randn(2, 4))
+    pruner.compress()
+    assert {name: len(kept) for name, kept in pruner.plan.kept.items() if len(kept) < 8} == {"2": 4}
+
+
+def test_unwrapping_keeps_the_order_of_parameters_and_can_be_done_twice():
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+    before = [name for name, _ in model.named_parameters()]
+    pruner = MagnitudePruner(model, [{"op_types": ["Linear"], "sparse_ratio": 0.5}], dummy_input=torch.randn(2, 4))
+    pruner.compress()
+    pruner.unwrap_model()
+    pruner.unwrap_model()
+    assert [name for name, _ in model.named_parameters()] == before
