@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from nni_plugins.channels.call import output_tensors
+from nni_plugins.channels.labels import Array
 from nni_plugins.channels.plan import Plan
 from nni_plugins.channels.rules.registry import rule_for
 from nni_plugins.channels.watch import run_recorded
@@ -31,8 +32,15 @@ class FoldedBias:
     why: str
 
 
-def measure(model: nn.Module, dummy_input: Any, plan: Plan, folds: list[Fold]) -> list[FoldedBias]:
+#: A unit goes only if it has one value at no fewer than this share of the positions that the consumer sees.
+EVEN = 0.75
+
+
+def measure(model: nn.Module, dummy_input: Any, plan: Plan, folds: list[Fold]) -> tuple[list[FoldedBias], list[Array]]:
     """Read the constants off one run of the masked model, and return what each consumer's bias must gain.
+
+    Returned beside it are the labels of units that do not depend on the input, and yet differ from position to
+    position: no bias can stand for them, so they must stay.
 
     Parameters
     ----------
@@ -46,31 +54,38 @@ def measure(model: nn.Module, dummy_input: Any, plan: Plan, folds: list[Fold]) -
         From :class:`~nni_plugins.speedup.infer.MaskInference`.
     """
     if not folds:
-        return []
+        return [], []
     wanted: dict[tuple[str, str], list[Fold]] = {}
     for fold in folds:
         wanted.setdefault((fold.operator.module, fold.operator.name), []).append(fold)
-    out = []
+    out: list[FoldedBias] = []
+    uneven: list[Array] = []
 
     def look(func: Any, args: tuple, kwargs: dict, result: Any, module: str) -> None:
         for fold in wanted.pop((module, rule_for(func)[0]), []):
             tensors = output_tensors((args, kwargs))
             value = tensors[fold.operator.inputs.index(fold.contraction.left)]
-            out.append(_fold(model, plan, fold, value))
+            folded, stays = _fold(model, plan, fold, value)
+            out.append(folded)
+            labels = fold.contraction.left.labels[fold.contraction.left_dim]
+            assert labels is not None
+            if stays.any():
+                uneven.append(labels[fold.units[stays]])
 
     run_recorded(model, dummy_input, look, data="real")
     if wanted:
         module, operator = next(iter(wanted))
         raise RuntimeError(f"{operator} in {module or 'the model'} was watched, but does not run on real tensors")
-    return out
+    return out, uneven
 
 
-def _fold(model: nn.Module, plan: Plan, fold: Fold, value: torch.Tensor) -> FoldedBias:
+def _fold(model: nn.Module, plan: Plan, fold: Fold, value: torch.Tensor) -> tuple[FoldedBias, Array]:
     c = fold.contraction
     rows = value.movedim(c.left_dim, 0).reshape(value.shape[c.left_dim], -1)[torch.as_tensor(fold.units)].double()
     spread = (rows.max(dim=1).values - rows.min(dim=1).values).max().item()
     size = rows.abs().max().item()
     constants = rows.median(dim=1).values
+    even = ((rows - constants[:, None]).abs() <= 1e-5 * max(size, 1e-12)).double().mean(dim=1)
     weight: torch.Tensor = dict(model.named_modules())[fold.operator.module].weight.detach()
     units = torch.as_tensor(fold.units, device=weight.device)
     if c.groups == 1:  # of a wide layer, only the columns that go are looked at
@@ -84,7 +99,7 @@ def _fold(model: nn.Module, plan: Plan, fold: Fold, value: torch.Tensor) -> Fold
         why = "zero padding makes the border differ"
     labels = fold.operator.outputs[0].labels[c.out_dim]
     kept = torch.arange(len(delta)) if labels is None else torch.as_tensor(np.flatnonzero(plan.keeps(labels)))
-    return FoldedBias(fold.operator.module, delta[kept.to(delta.device)], not why, why)
+    return FoldedBias(fold.operator.module, delta[kept.to(delta.device)], not why, why), (even < EVEN).cpu().numpy()
 
 
 def _kernel_sums(weight: torch.Tensor) -> torch.Tensor:

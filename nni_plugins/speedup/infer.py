@@ -8,7 +8,7 @@ zero, is folded into the consumer's bias; :class:`Fold` says where.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,9 +74,19 @@ class MaskInference:
         ``{parameter name: mask}``; what is 0 in a mask is masked.
     exact_only
         Leave out groups whose removal is not the same as masking.
+    stay
+        Labels of units that stay whatever the masks say.
     """
 
-    def __init__(self, graph: ChannelGraph, model: nn.Module, masks: Masks, *, exact_only: bool = True) -> None:
+    def __init__(
+        self,
+        graph: ChannelGraph,
+        model: nn.Module,
+        masks: Masks,
+        *,
+        exact_only: bool = True,
+        stay: Sequence[Array] = (),
+    ) -> None:
         self._graph = graph
         self._classes = graph.solution.classes
         self._modules = dict(model.named_modules())
@@ -90,6 +100,8 @@ class MaskInference:
         self._live = np.zeros(count, dtype=bool)
         self._nonzero = np.zeros(count, dtype=bool)
         self._needed = np.zeros(count, dtype=bool)
+        for labels in stay:
+            self._needed[self._classes[labels]] = True
         self._uses = Counter(op.module for op in graph.trace.operators for c in op.contractions if c.weight)
         self.folds: list[Fold] = []
 

@@ -183,11 +183,15 @@ class ModelSpeedup(NniModelSpeedup):
 
     def _compact(self, graph: ChannelGraph) -> _Step:
         """Infer, remove and replay until the replay is clean; freeze what cannot be mended."""
+        stay: list[Array] = []
         while True:
             with self._timed("masks"):
-                inference = MaskInference(graph, self.bound_model, self._masks, exact_only=self.exact_only)
+                inference = MaskInference(graph, self.bound_model, self._masks, exact_only=self.exact_only, stay=stay)
                 plan = inference.plan()
-                constants = fold.measure(self.bound_model, self.dummy_input, plan, inference.folds)
+                constants, uneven = fold.measure(self.bound_model, self.dummy_input, plan, inference.folds)
+            if uneven:
+                stay += uneven
+                continue
             with self._timed("removal"):
                 replacement = self._run_replacers(plan)
                 compaction = Compaction(self.bound_model, plan, skip=replacement.names if replacement else ())

@@ -511,3 +511,31 @@ def test_masked_units_that_stay_are_named_with_the_reason():
     assert "0: 3 of 8 units: normalised across channels" in speedup.report.stayed[0]
     assert "4: 1 of 2 units: the model's output" in speedup.report.stayed[1]
     assert "masked, but stays: 0: 3 of 8 units" in str(speedup.report)
+
+
+class Seam(nn.Module):
+    """Two maps side by side: a masked channel is one constant on the left and another on the right."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 6, 1), nn.Conv2d(3, 6, 1), nn.Conv2d(6, 2, 1)
+
+    def forward(self, x):
+        return self.c(F.relu(torch.cat([self.a(x), self.b(x)], dim=3)))
+
+
+def test_a_masked_unit_that_is_no_one_constant_stays_and_the_others_go():
+    model = Seam()
+    with torch.no_grad():
+        model.a.bias.copy_(torch.tensor([1.0, 2, 3, 4, 5, 6]))
+        model.b.bias.copy_(torch.tensor([4.0, 2, 9, 7, 5, 8]))
+    mask = torch.ones(6, 3, 1, 1)
+    mask[:3] = 0
+    masks = {"a": {"weight": mask}, "b": {"weight": mask}}
+    expected = masked_output(model, masks, X)
+    speedup = ModelSpeedup(model, X, masks)
+    compact = speedup.speedup_model()
+    assert torch.allclose(compact(X), expected, atol=1e-5)
+    assert model.a.out_channels == 5  # unit 1 is 2 on both sides; units 0 and 2 differ
+    assert [line[:14] for line in speedup.report.stayed] == ["a: 2 of 6 unit"]
+    assert not speedup.report.inexact
