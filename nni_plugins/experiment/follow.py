@@ -79,7 +79,7 @@ def wait(
             )
         if status in FINISHED:
             return trials
-        if status != "RUNNING" or not trials or any(trial.status not in ENDED for trial in trials):
+        if status != "RUNNING" or any(trial.status not in ENDED for trial in trials):
             busy = heard
         elif heard - busy > idle_seconds:
             raise ExperimentError(

@@ -26,6 +26,7 @@ from nni_plugins.experiment.manager import Manager, experiment_on
 
 START_SECONDS = 90.0
 """NNI gives its web server four seconds to start, which a busy machine does not keep."""
+CHECKED_TUNERS = ("TPE", "Random", "GridSearch", "Anneal", "Evolution")
 SLOW_TUNER = "did not connect"
 """Part of what NNI says of a tuner that took more than ten seconds to start."""
 
@@ -107,9 +108,26 @@ def load_config(
         config.trial_command = own_interpreter(config.trial_command)
         config = config.canonical_copy()
         config.validate()
+        _check_space(config)
     except Exception as error:  # NNI raises whatever comes: AttributeError, AssertionError, TypeError, ValueError
-        raise ExperimentError(f"{path}: NNI refuses this configuration: {_one_line(error)}") from None
+        reason = _one_line(error)
+        if "_MISSING_TYPE" in reason:
+            reason = "a section that it needs is missing, such as trainingService: {platform: local}"
+        raise ExperimentError(f"{path}: NNI refuses this configuration: {reason}") from None
     return config
+
+
+def _check_space(config: Any) -> None:
+    """Raise where one of NNI's tuners would die of the search space: the manager goes on without it, for ever."""
+    from nni.common.hpo_utils.validation import validate_search_space
+
+    if config.search_space is None or getattr(config.tuner, "name", None) not in CHECKED_TUNERS:
+        return
+    try:
+        validate_search_space(config.search_space, raise_exception=True)
+    except ValueError as error:
+        if "(choice)" not in str(error):  # lists and null are more than NNI's check knows, and work
+            raise
 
 
 def own_interpreter(command: str | None) -> str | None:

@@ -58,6 +58,8 @@ def test_a_dead_manager_and_a_dead_tuner_are_noticed() -> None:
         follow(Script(("RUNNING", [RUNNING]), (None, [])))
     with pytest.raises(ExperimentError, match=r"its tuner died; see .*dispatcher\.log"):
         follow(Script(("RUNNING", [DONE])), idle_seconds=0.05)
+    with pytest.raises(ExperimentError, match=r"its tuner died"):  # before it gave a first trial
+        follow(Script(("RUNNING", [])), idle_seconds=0.05)
 
 
 def test_an_interrupt_ends_it() -> None:

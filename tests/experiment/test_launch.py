@@ -107,3 +107,24 @@ def test_the_first_interrupt_waits_and_the_second_acts() -> None:
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("_type: uniform", "_type: unifrom", "unsupported type"),
+        ("_value: [0.1, 0.5]", "_value: [0.5]", "must have 2 values"),
+        ("trainingService: {platform: local}", "", "such as trainingService"),
+    ],
+)
+def test_what_would_kill_the_tuner_is_refused_before_the_start(
+    tmp_path: Path, old: str, new: str, message: str
+) -> None:
+    with pytest.raises(ExperimentError, match=message) as caught:
+        load_config(write(tmp_path, CONFIG.replace(old, new)))
+    assert "\n" not in str(caught.value)
+
+
+def test_choices_of_lists_and_null_are_accepted(tmp_path: Path) -> None:
+    space = "_type: choice, _value: [null, [0.1, 0.5]]"
+    assert load_config(write(tmp_path, CONFIG.replace("_type: uniform, _value: [0.1, 0.5]", space))).search_space
