@@ -128,3 +128,22 @@ def test_compress_writes_the_model_and_says_what_it_found(tmp_path: Path) -> Non
     assert "pruner: random" in findings["recipe"]
     assert (output / "best" / "compact.safetensors").is_file()
     assert "](pareto.png)" in (output / "report.md").read_text(encoding="utf-8")
+
+
+def test_data_without_a_test_split_are_reported_without_it(tmp_path: Path) -> None:
+    (tmp_path / "own_untested.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "def model(): return nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2))\n"
+        "def data():\n    x = torch.randn(64, 4)\n    part = [(x, (x[:, 0] > 0).long())]\n    return part, part\n",
+        encoding="utf-8",
+    )
+    recipe = tmp_path / "recipe.yml"
+    recipe.write_text(
+        "model: {name: 'own_untested:model'}\ndata: {name: 'own_untested:data'}\n"
+        "train: {epochs: 1, threads: 1}\nfinetune: {epochs: 1}\n",
+        encoding="utf-8",
+    )
+    code, text, _ = invoke("compress", str(recipe), "--output", str(tmp_path / "out"), "--json")
+    assert code == 0
+    assert json.loads(text)["compact"]["test"] is None
+    assert "There is no test split" in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")

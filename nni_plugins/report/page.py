@@ -54,11 +54,14 @@ def _headline(findings: Findings) -> str:
     macs = 100 * findings.compact.macs / findings.dense.macs
     params = 100 * findings.compact.params / findings.dense.params
     text = f"**{macs:.0f}% of the MACs and {params:.0f}% of the parameters** are left"
+    tested = findings.dense.test is not None and findings.compact.test is not None
     if findings.dense.test is not None and findings.compact.test is not None:
         before, after = quality(findings.dense.test, findings.metric), quality(findings.compact.test, findings.metric)
         text += f"; test {findings.metric} goes from {before} to {after}"
     source = f"trial {findings.chosen} of {len(findings.candidates)}"
-    seen = "The search saw validation only; the test split was read once, at the end, for these two models."
+    seen = "There is no test split; the figures are of validation, which the search saw."
+    if tested:
+        seen = "The search saw validation only; the test split was read once, at the end, for these two models."
     return f"{text} ({source}). {seen}"
 
 

@@ -92,7 +92,7 @@ def prunable_groups(settings: PruneSettings, model: nn.Module, graph: ChannelGra
     free = [group for group in graph.groups if group.prunable and (group.exact or not settings.exact_only)]
     found = [group for group in free if group.size > 1 and selected(group)]
     if not found:
-        reasons = sorted({group.reason for group in graph.groups if group.reason})
+        reasons = [group.reason for group in graph.groups if group.reason and producers(group)]
         why = f" ({reasons[0]})" if reasons and not free else ""
         raise CompressionError(
             f"prune: nothing that it selects can be pruned{why}; see prune.op_types, op_names, exclude"

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from nni_plugins.training.errors import RecipeError
+from nni_plugins.training.errors import NoTestSplit, RecipeError
 from nni_plugins.training.loaders import ArrayLoader, map_tensors, split_batch
 from nni_plugins.training.recipe import Recipe
 
@@ -124,7 +124,7 @@ def _from_function(recipe: Recipe) -> Data:
     def read_test() -> Iterable[Any]:
         loader = test() if callable(test) and not hasattr(test, "__iter__") else test
         if loader is None:
-            raise RecipeError(f"data.name is {name}: it gives no test split")
+            raise NoTestSplit(f"data.name is {name}: it gives no test split")
         return loader
 
     return Data(train, validation, read_test, _example(validation, name) if example is None else example)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nni_plugins.training.errors import RecipeError, first_line
+from nni_plugins.training.errors import NoTestSplit, RecipeError, first_line
 from nni_plugins.training.loaders import DecodedOnUse, Images
 
 TEST_SHARE = 0.2
@@ -116,7 +116,7 @@ def image_folder(
 
     def read_test() -> tuple[Part, Tensor]:
         if not (root / "test").is_dir():
-            raise RecipeError(f"data.root is {root}: it has a folder train but no folder test")
+            raise NoTestSplit(f"data.root is {root}: it has a folder train but no folder test")
         held_out = _image_part(_image_files(root / "test", classes), size, channels)
         return held_out, torch.arange(len(held_out.labels))
 

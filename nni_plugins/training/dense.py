@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from torch import nn
 
 from nni_plugins.training.checkpoint import seed_everything, write_whole
 from nni_plugins.training.data import Data, build_data
+from nni_plugins.training.errors import CompressionError
 from nni_plugins.training.loop import Loop
 from nni_plugins.training.measure import latency_ms
 from nni_plugins.training.models import build_model
@@ -124,6 +126,8 @@ def _make(recipe: Recipe, home: Path, log: Callable[[str], Any]) -> DenseBaselin
             on_epoch=lambda epoch, value: log(f"dense epoch {epoch}/{epochs}: {loop.metric.name} {value:.4f}"),
         )
     accuracy = loop.evaluate(model)
+    if not math.isfinite(accuracy):
+        raise CompressionError(f"dense model: {loop.metric.name} is {accuracy} on the validation split")
     from nni_plugins.channels import ChannelGraph
 
     example = loop.place(data.example)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 
 class RecipeError(ValueError):
     """The recipe is wrong: names the file, the field, what is wrong and what to do."""
@@ -9,6 +11,19 @@ class RecipeError(ValueError):
 
 class CompressionError(RuntimeError):
     """The recipe is sound, yet this run of it cannot work (budget out of reach, diverged, unfit checkpoint)."""
+
+
+class NoTestSplit(RecipeError):
+    """The data has no test split: everything else works, and the report goes without it."""
+
+
+def where(error: BaseException) -> str:
+    """Return kind, text and place of an exception raised by the user's code, on one line."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    place = f" ({Path(frame.tb_frame.f_code.co_filename).name}, line {frame.tb_lineno})" if frame else ""
+    return f"{type(error).__name__}: {first_line(error)}{place}"
 
 
 def first_line(error: BaseException) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from nni_plugins.training.checkpoint import load_checkpoint, save_checkpoint
 from nni_plugins.training.data import Data
-from nni_plugins.training.errors import CompressionError, first_line
+from nni_plugins.training.errors import CompressionError, first_line, where
 from nni_plugins.training.loaders import apply, map_tensors, split_batch
 from nni_plugins.training.recipe import Recipe
 from nni_plugins.training.schedule import factor
@@ -69,7 +69,24 @@ class Loop:
         """Return the loss of one batch; NNI's evaluators may wrap this function."""
         inputs, target = split_batch(self.place(batch))
         with self.autocast():
-            return self.loss(apply(model, inputs), target)
+            output = self._apply(model, inputs)
+            name = f"train.loss {self.settings.loss}"
+            try:
+                loss = self.loss(output, target)
+            except Exception as error:
+                shapes = f"output {_shapes(output)} and target {_shapes(target)}"
+                raise CompressionError(f"{name} cannot be computed of {shapes}: {where(error)}") from error
+        if not isinstance(loss, Tensor) or loss.numel() != 1 or not (loss.requires_grad or not model.training):
+            raise CompressionError(f"{name} gives {_shapes(loss)}; it must be one number that depends on the output")
+        return loss
+
+    def _apply(self, model: nn.Module, inputs: Any) -> Any:
+        try:
+            return apply(model, inputs)
+        except Exception as error:  # of the user's model, or of one that does not fit the data
+            raise CompressionError(
+                f"{self.stage}: the model fails on inputs {_shapes(inputs)}: {where(error)}"
+            ) from error
 
     def train(
         self,
@@ -189,7 +206,7 @@ class Loop:
             for batch in self.data.validation if loader is None else loader:
                 inputs, target = split_batch(self.place(batch))
                 with self.autocast():
-                    output = apply(model, inputs)
+                    output = self._apply(model, inputs)
                 outputs.append(
                     map_tensors(output, lambda tensor: tensor.float() if tensor.is_floating_point() else tensor)
                 )
@@ -227,6 +244,17 @@ def _length(loader: Any) -> int:
     if count == 0:
         raise CompressionError("the training split gives no batch; lower data.batch_size or add images")
     return count
+
+
+def _shapes(value: Any) -> str:
+    """Name the kind and shape of what stands in nested tuples, lists and dictionaries, for messages."""
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_shapes(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "(" + ", ".join(_shapes(item) for item in value) + ")"
+    return type(value).__name__
 
 
 def _joined(parts: list[Any]) -> Any:

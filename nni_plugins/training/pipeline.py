@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -271,6 +272,8 @@ def _finish(run: _Run, compact: nn.Module, speedup: ModelSpeedup, skipped: bool)
         "params": int(report.params_after),
         "latency_ms": latency_ms(compact, run.example),
     }
+    if not math.isfinite(values["accuracy"]):  # NNI's manager could not read it
+        raise CompressionError(f"compact model: {loop.metric.name} is {values['accuracy']} on the validation split")
     broken = excess(recipe, loop.metric, dense, values)
     metrics = {
         "default": objective(recipe, loop.metric, dense, values),

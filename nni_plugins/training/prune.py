@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nni_plugins.training.allocate import config_list
-from nni_plugins.training.errors import CompressionError, RecipeError, first_line
+from nni_plugins.training.errors import CompressionError, RecipeError, first_line, where
 from nni_plugins.training.loop import Loop
 from nni_plugins.training.recipe import Recipe
 from nni_plugins.training.schema import closest
@@ -51,7 +51,10 @@ def pruner_class(recipe: Recipe) -> Callable[..., Any]:
     if ":" in name:
         from nni_plugins.training.resolve import resolve
 
-        return resolve(name, recipe.folder, "prune.pruner")
+        found = resolve(name, recipe.folder, "prune.pruner")
+        if not callable(found):
+            raise RecipeError(f"prune.pruner is {name}, which is not a class but {type(found).__name__}")
+        return found
     from nni_plugins.pruners import PRUNERS
 
     if name not in list(PRUNERS):
@@ -96,7 +99,7 @@ def prune(recipe: Recipe, model: nn.Module, loop: Loop, graph: ChannelGraph) -> 
         "seed": lambda: recipe.seed,
     }
     for name in settings.arguments:
-        if name not in parameters and not anything:
+        if name in ("model", "config_list") or (name not in parameters and not anything):
             known = [item for item in parameters if item not in ("model", "config_list", *offered)]
             raise RecipeError(f"prune.arguments.{name} is not an argument of {settings.pruner}; {closest(name, known)}")
     arguments = {name: make() for name, make in offered.items() if name in parameters}
@@ -111,9 +114,14 @@ def prune(recipe: Recipe, model: nn.Module, loop: Loop, graph: ChannelGraph) -> 
     if missing:
         raise RecipeError(f"prune.arguments.{missing[0]} is missing: {settings.pruner} needs it")
     try:
-        pruner = maker(model, entries, **arguments)
+        try:
+            pruner = maker(model, entries, **arguments)
+        except (TypeError, AttributeError) as error:
+            raise RecipeError(f"prune.arguments do not fit {settings.pruner}: {where(error)}") from error
         _, masks = pruner.compress()
         pruner.unwrap_model()
+    except RecipeError:
+        raise
     except (ValueError, AssertionError) as error:  # BudgetError of our pruners is a ValueError
         raise CompressionError(f"prune ({settings.pruner}): {first_line(error)}") from error
     masks = {

@@ -18,7 +18,7 @@ from typing import Any, get_origin
 
 import yaml
 
-from nni_plugins.training.errors import RecipeError
+from nni_plugins.training.errors import RecipeError, first_line
 from nni_plugins.training.schema import check, closest, field_paths, hints, option, plain, section
 
 MODEL_NAMES = ("mlp", "small_cnn", "resnet8", "resnet20", "resnet56", "mobilenetv2")
@@ -233,7 +233,12 @@ def load_recipe(path: str | Path) -> Recipe:
         raise RecipeError(f"{path.name}:{where} {problem}") from None
     except RecursionError:
         raise RecipeError(f"{path.name} is nested too deep") from None
-    return recipe_from_dict(tree, path.name, path.parent)
+    except ValueError as error:  # a number of more digits than Python reads, a date that is none
+        raise RecipeError(f"{path.name}: {first_line(error)}") from None
+    try:
+        return recipe_from_dict(tree, path.name, path.parent)
+    except RecursionError:
+        raise RecipeError(f"{path.name} is nested in itself, by an alias") from None
 
 
 def recipe_from_dict(tree: Any, source: str = "recipe", folder: str | Path | None = None) -> Recipe:

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from nni_plugins.training.errors import RecipeError
+from nni_plugins.training.errors import RecipeError, where
 from nni_plugins.training.schema import closest
 
 
@@ -73,7 +73,12 @@ def call(reference: str, folder: str | None, field: str, *args: Any, **kwargs: A
         raise RecipeError(f"{field} is {reference}, which does not fit the arguments: {error}") from None
     except ValueError:
         pass  # no signature to read, as some built-ins
-    return function(*args, **kwargs)
+    try:
+        return function(*args, **kwargs)
+    except RecipeError:
+        raise
+    except Exception as error:  # the user's own function
+        raise RecipeError(f"{field} is {reference}, which fails: {where(error)}") from error
 
 
 def source_digest(reference: str, folder: str | None) -> str:

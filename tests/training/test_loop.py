@@ -301,3 +301,41 @@ def test_a_model_without_parameters(recipe):
 
     with pytest.raises(RecipeError, match="no parameter to train"):
         Loop(recipe, build_data(recipe)).optimizer(nn.Flatten())
+
+
+BROKEN = """
+import torch
+
+def several(output, target): return (output - 1.0) ** 2
+def number(output, target): return 3.0
+def detached(output, target): return torch.tensor(1.0)
+def fails(output, target): raise RuntimeError("my loss is broken\\nsecond line")
+def model(): raise KeyError("weights")
+"""
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"train.loss": "own_broken:several"}, "train.loss own_broken:several gives float32 [64, 10]; it must be one"),
+        ({"train.loss": "own_broken:number"}, "train.loss own_broken:number gives float; it must be one number"),
+        ({"train.loss": "own_broken:detached"}, "gives float32 []; it must be one number that depends on the output"),
+        ({"train.loss": "own_broken:fails"}, "RuntimeError: my loss is broken (own_broken.py, line "),
+        ({"train.loss": "mse"}, "train.loss mse cannot be computed of output float32 [64, 10] and target int64 [64]"),
+        ({"model.arguments": {"shape": [3, 9, 9]}}, "training: the model fails on inputs float32 [64, 1, 8, 8]: "),
+        ({"model.name": "own_broken:model", "model.arguments": {}}, "own_broken:model, which fails: KeyError: "),
+    ],
+)
+def test_own_parts_that_fail_are_named_in_one_line(tmp_path, recipe, values, message):
+    from nni_plugins.training import RecipeError
+
+    (tmp_path / "own_broken.py").write_text(BROKEN)
+
+    def one_step():
+        loop, model, optimizer = start(recipe.with_values({"folder": str(tmp_path), **values}))
+        loop.train(model, optimizer, max_steps=1)
+
+    with pytest.raises((CompressionError, RecipeError)) as caught:
+        one_step()
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -167,6 +167,9 @@ def test_a_broken_bound_is_reported_without_finetuning(cnn, dense, tmp_path):
         ({"prune.pruner": "nni:L1Norm"}, RecipeError, "which NNI does not have; did you mean L1NormPruner?"),
         ({"prune.arguments.nrm": "l2"}, RecipeError, "prune.arguments.nrm is not an argument of magnitude; did"),
         ({"prune.pruner": "nni:TaylorPruner"}, RecipeError, "prune.arguments.training_steps is missing"),
+        ({"prune.arguments.model": 1}, RecipeError, "prune.arguments.model is not an argument of magnitude"),
+        ({"prune.arguments.dummy_input": 1}, RecipeError, "prune.arguments do not fit magnitude: TypeError"),
+        ({"prune.pruner": "math:pi"}, RecipeError, "prune.pruner is math:pi, which is not a class but float"),
     ],
 )  # fmt: skip
 def test_trials_that_cannot_work_say_why(cnn, dense, tmp_path, values, error, message):
@@ -244,3 +247,12 @@ def test_a_checkpoint_of_another_recipe_is_not_taken(cnn, dense, tmp_path):
     (tmp_path / "finetune-other.pt").write_bytes(b"x")
     compress(cnn.with_values({"prune.sparsity": 0.3, "finetune.epochs": 1}), tmp_path, dense)
     assert not list(tmp_path.glob("finetune*"))
+
+
+def test_a_metric_that_is_no_number_never_reaches_the_tuner(cnn, dense, tmp_path, monkeypatch):
+    monkeypatch.setattr(Loop, "evaluate", lambda *_: float("nan"))
+    with pytest.raises(CompressionError, match="dense model: accuracy is nan on the validation split"):
+        prepare_dense(cnn.with_values({"train.epochs": 0}), tmp_path / "dense")
+    with pytest.raises(CompressionError, match="compact model: accuracy is nan on the validation split"):
+        compress(cnn.with_values({"finetune.epochs": 0}), tmp_path, dense)
+    assert not (tmp_path / "metrics.json").exists()

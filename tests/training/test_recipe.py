@@ -58,6 +58,8 @@ BAD = [
     ("seed: [1", "recipe.yml: line 1:"),
     ("seed: !!python/object:os.system {}", "recipe.yml: line 1: could not determine a constructor"),
     ("? [a, b]\n: 1", "recipe.yml:"),
+    ("model: &m {arguments: *m}", "recipe.yml is nested in itself, by an alias"),
+    ("seed: " + "9" * 5000, "recipe.yml: Exceeds the limit"),
     ("seed: -1", "recipe.yml: seed is -1; it must be in [0, 4294967296)"),
     ("speedup: {tolerance: 1e-5x}", "speedup.tolerance is '1e-5x' (text); it must be a number"),
 ]
