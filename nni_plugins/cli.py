@@ -160,7 +160,7 @@ def make_console(quiet: bool) -> Console:
     """Where progress goes: standard error when standard output carries JSON."""
     from rich.console import Console
 
-    return Console(stderr=quiet)
+    return Console(stderr=quiet, markup=False)  # names and paths may hold brackets
 
 
 def show_findings(findings: Any, written: Path, console: Console, as_json: bool) -> None:
