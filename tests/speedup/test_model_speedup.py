@@ -40,7 +40,10 @@ def masked_output(model, masks, x):
         return model(x)
 
 
-@pytest.mark.parametrize("seed", range(200))
+SEEDS = [*range(200), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(200, 1000))]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 def test_random_networks(seed):
     """Residuals, concatenations, groups, depthwise, squeeze-and-excitation, shuffles, at random ratios."""
     model = RandomCNN(seed).double()
