@@ -147,7 +147,8 @@ def stock_check(recipe: Recipe, folder: Path) -> StockCheck:
     try:
         return through_stock_speedup(recipe, folder)
     except Exception as error:
-        return StockCheck(False, float("nan"), f"{type(error).__name__}: {' '.join(str(error).split())}")
+        words = " ".join(str(error).split())
+        return StockCheck(False, float("nan"), f"NNI's code fails on this model ({type(error).__name__}: {words})")
 
 
 def no_winner(known: Known, trials: list[Trial]) -> str:
