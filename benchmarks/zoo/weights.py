@@ -1,0 +1,127 @@
+"""Random weights under which nothing hides: no zeros, no constants, and no signal that fades with depth."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from nni_plugins.channels.watch import as_arguments, map_tensors
+
+_BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
+
+
+def randomise(model: nn.Module, inputs: Any, seed: int = 0) -> None:
+    """Make ``model``, freshly built, like one that was trained.
+
+    What is constant (norm scales, biases, LayerScales and heads that start at zero) is drawn anew. Then one forward in
+    eval mode scales every convolution and linear layer so that its output has a standard deviation of one, and gives
+    batch norms statistics that are near to those of what they see: a deep network passes on what happens early in it.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            _draw(name, parameter, generator)
+        hooks: list[Any] = []
+        for module in model.modules():
+            if isinstance(module, _BATCH_NORMS):
+                hooks.append(module.register_forward_pre_hook(_statistics(generator)))
+            elif _is_contraction(module):
+                hooks.append(module.register_forward_hook(_unit_scale()))
+        args, kwargs = as_arguments(inputs)
+        model.eval()
+        try:
+            model(*args, **kwargs)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+def _draw(name: str, parameter: torch.Tensor, generator: torch.Generator) -> None:
+    if not parameter.is_floating_point() or not parameter.numel():
+        return
+    low, high = parameter.min(), parameter.max()
+    noise = torch.randn(parameter.shape, generator=generator)
+    if not (torch.isfinite(low) and torch.isfinite(high)):
+        parameter.copy_(0.05 * noise)
+    elif low == high:
+        value = low.item()
+        if abs(value) > 0.5:
+            parameter.copy_(value * (1 + 0.25 * noise.clamp(-2, 2)))
+        elif 0 < abs(value) < 0.5 and parameter.dim() == 1:
+            parameter.copy_(0.5 + 0.1 * noise)  # a LayerScale
+        else:
+            parameter.copy_((0.1 if parameter.dim() == 1 else 0.05) * noise)
+
+
+def _is_contraction(module: nn.Module) -> bool:
+    weight = module._parameters.get("weight")
+    return weight is not None and weight.dim() >= 2 and not isinstance(module, (nn.Embedding, nn.EmbeddingBag))
+
+
+def _unit_scale() -> Any:
+    done = False
+
+    def hook(module: nn.Module, args: Any, output: Any) -> Any:
+        nonlocal done
+        if done or not isinstance(output, torch.Tensor) or not output.is_floating_point() or output.numel() < 2:
+            return output
+        done = True
+        scale = output.float().std().item()
+        if not 1e-6 < scale < 1e6:
+            return output
+        for name in ("weight", "bias"):
+            parameter = module._parameters.get(name)
+            if parameter is not None:
+                parameter.div_(scale)
+        return output / scale
+
+    return hook
+
+
+def _statistics(generator: torch.Generator) -> Any:
+    done = False
+
+    def hook(module: Any, args: Any) -> None:
+        nonlocal done
+        if done or module.running_mean is None:
+            return
+        done = True
+        x = args[0].float()
+        dims = [d for d in range(x.dim()) if d != 1]
+        mean, var = x.mean(dims), x.var(dims, unbiased=False)
+        var = torch.where(var > 1e-4, var, torch.ones_like(var))
+        noise = torch.randn(mean.shape, generator=generator)
+        module.running_mean.copy_(mean + 0.3 * noise * var.sqrt())
+        module.running_var.copy_(var * (0.7 + 0.6 * torch.rand(var.shape, generator=generator)))
+
+    return hook
+
+
+def redraw(inputs: Any, seed: int) -> Any:
+    """Return inputs of the same shapes: floats are drawn, integers (tokens) change places, masks stay."""
+
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.is_floating_point():
+            return torch.randn(tensor.shape, generator=generator).to(tensor)
+        if tensor.dtype == torch.bool or not tensor.numel():
+            return tensor
+        order = torch.randperm(tensor.numel(), generator=generator)
+        return tensor.flatten()[order].reshape(tensor.shape)
+
+    return map_tensors(draw, inputs)
+
+
+def two_of(inputs: Any) -> Any:
+    """Return a batch twice as large."""
+    drawn: list[torch.Tensor] = []
+    map_tensors(lambda tensor: drawn.append(tensor) or tensor, redraw(inputs, 77))
+    other = iter(drawn)
+    return map_tensors(lambda tensor: _joined(tensor, next(other)), inputs)
+
+
+def _joined(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return torch.cat([a, b]) if a.dim() else a

@@ -1,0 +1,80 @@
+"""Every model of torchvision: half of every group goes, the rest must equal the masked model, and train.
+
+    python benchmarks/zoo_torchvision.py [names…] [--modes exact,all] [--results FILE] [--failed]
+
+Classification (80 models), segmentation, detection, video and optical flow. Weights are random. Images are the
+smallest that the model takes of a few sizes.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.zoo.runner import main
+
+#: Tried in this order; ``--size`` is for one only.
+SIZES = (64, 96, 128, 224, 299)
+SECTIONS = ("", "segmentation", "detection", "video", "optical_flow")
+
+
+def names() -> list[str]:
+    """Return the names of all models, classification first."""
+    from torchvision import models
+
+    return [
+        name
+        for section in SECTIONS
+        for name in models.list_models(module=getattr(models, section) if section else models)
+    ]
+
+
+def build(name: str) -> tuple[Any, Any]:
+    """Return a model and an input for it."""
+    import torch
+    from torchvision import models
+
+    section = next(s for s in SECTIONS if name in models.list_models(module=getattr(models, s) if s else models))
+    extra = {"weights_backbone": None} if section in ("segmentation", "detection") else {}
+    if name in ("googlenet", "inception_v3"):
+        extra["init_weights"] = False  # only to save half a minute of scipy
+    model = models.get_model(name, weights=None, **extra).eval()
+    return model, _first_that_runs(model, list(_inputs(section, torch)))
+
+
+def _inputs(section: str, torch: Any) -> Any:
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(*shape: int) -> Any:
+        return torch.randn(*shape, generator=generator)
+
+    if section == "detection":
+        yield ([torch.rand(3, 320, 320, generator=generator)],)
+    elif section == "optical_flow":
+        yield noise(1, 3, 128, 128), noise(1, 3, 128, 128)
+    elif section == "video":
+        for frames, size in ((8, 64), (16, 112), (16, 224)):
+            yield noise(1, 3, frames, size, size)
+    else:
+        for size in SIZES:
+            yield noise(1, 3, size, size)
+
+
+def _first_that_runs(model: Any, inputs: list[Any]) -> Any:
+    import torch
+
+    for x in inputs[:-1]:
+        try:
+            with torch.no_grad():
+                model(*x) if isinstance(x, tuple) else model(x)
+        except Exception:
+            continue
+        return x
+    return inputs[-1]
+
+
+if __name__ == "__main__":
+    main("torchvision", names, build)
