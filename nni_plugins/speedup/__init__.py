@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nni_plugins.speedup.mask_updaters import MASK_UPDATERS
     from nni_plugins.speedup.model_speedup import ModelSpeedup
-    from nni_plugins.speedup.replacers import MASK_UPDATERS, REPLACERS
+    from nni_plugins.speedup.replacers import REPLACERS
     from nni_plugins.speedup.report import SpeedupReport
     from nni_plugins.speedup.storage import CompactFileError, load_compact, save_compact
 
@@ -26,7 +27,7 @@ _HOMES = {
     "CompactFileError": "storage",
     "load_compact": "storage",
     "save_compact": "storage",
-    "MASK_UPDATERS": "replacers",
+    "MASK_UPDATERS": "mask_updaters",
     "REPLACERS": "replacers",
 }
 

@@ -27,7 +27,7 @@ def build_nodes(plan: Plan, model: nn.Module, masks: dict[str, torch.Tensor]) ->
             node = graph.placeholder(f"value_{len(made)}")
             made[id(info)] = node
             infos[node] = NodeInfo(node)
-            infos[node].output_masks = _mask(plan, info)
+            infos[node].output_masks = activation_mask(plan, info)
         return node
 
     for call in plan.graph.trace.calls:
@@ -38,7 +38,9 @@ def build_nodes(plan: Plan, model: nn.Module, masks: dict[str, torch.Tensor]) ->
         info = infos[node] = NodeInfo(node)
         info.module = module
         info.output_masks = (
-            _mask(plan, call.outputs[0]) if len(call.outputs) == 1 else tuple(_mask(plan, out) for out in call.outputs)
+            activation_mask(plan, call.outputs[0])
+            if len(call.outputs) == 1
+            else tuple(activation_mask(plan, out) for out in call.outputs)
         )
         info.param_masks = {
             name: _parameter_mask(plan, f"{call.module}.{name}" if call.module else name, parameter, masks)
@@ -49,7 +51,8 @@ def build_nodes(plan: Plan, model: nn.Module, masks: dict[str, torch.Tensor]) ->
     return infos
 
 
-def _mask(plan: Plan, info: Info) -> torch.Tensor:
+def activation_mask(plan: Plan, info: Info) -> torch.Tensor:
+    """Return the mask of one tensor of the run: its shape with a batch of one, 0 at what the plan removes."""
     shape = list(info.shape)
     if shape and info.dynamic:
         shape[0] = 1

@@ -1,22 +1,50 @@
 """Replacers for NNI's own ``ModelSpeedup``: the module types that it does not know.
 
 ``nni.compression.speedup.ModelSpeedup(model, x, masks, customized_replacers=REPLACERS)`` then knows them too.
-Each function slices its module in place, by the masks that NNI inferred for its input and output.
+Each function slices its module in place, by the masks that NNI inferred for its input and output. Modules that need
+more than masks of activations (attention, recurrent and other closed modules) are taken out by ``MASK_UPDATERS``.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from nni.compression.speedup.replacement import convert_to_coarse_mask, replace_module
 from nni.compression.speedup.replacer import DefaultReplacer
+from nni.compression.utils import get_nested_attr, set_nested_attr
 from torch import nn
+from torch.fx import Node
+from torch.utils._pytree import tree_map
 
 from nni_plugins.speedup.compact import sliced
 
 Replace = Callable[[nn.Module, Any], nn.Module]
+
+
+class TypeReplacer(DefaultReplacer):
+    """NNI's ``DefaultReplacer``, but for modules that are called with keyword arguments or constants, too."""
+
+    def replace_modules(self, speedup: Any) -> None:
+        visited = set()
+        for node, info in speedup.node_infos.items():
+            if node.op != "call_module" or info.replaced or not node.target:
+                continue
+            module = get_nested_attr(speedup.bound_model, node.target)
+            replace = self.replace_module_func_dict.get(type(module).__name__)
+            if replace is None or not any(isinstance(arg, Node) for arg in node.args):
+                continue
+            if node.target not in visited:
+                inputs = tree_map(
+                    lambda arg: speedup.node_infos[arg].output_masks if isinstance(arg, Node) else None, node.args
+                )
+                set_nested_attr(
+                    speedup.bound_model, node.target, replace(module, (inputs, info.output_masks, info.param_masks))
+                )
+            visited.add(node.target)
+            info.replaced = True
 
 
 def _kept(mask: Any, dim: int = 1) -> torch.Tensor:
@@ -41,6 +69,25 @@ def replace_norm(module: nn.Module, masks: Any) -> nn.Module:
         _slice(module, name, {0: kept})
     norm: Any = module
     norm.num_features = len(kept)
+    return module
+
+
+def replace_rms_norm(module: nn.Module, masks: Any) -> nn.Module:
+    """RMSNorm. Its mean counts masked channels too, which are 0: the weight and ``eps`` make up for those that went.
+
+    Of ``N`` channels ``K`` are kept: with the weight times ``sqrt(N / K)`` and ``eps`` times ``N / K`` the result is
+    what it was. A norm without a weight has nothing to make up with, and is only sliced.
+    """
+    norm: Any = module
+    before = tuple(norm.normalized_shape)
+    mask = _first(masks[0])
+    index = {dim: _kept(mask, dim - len(before)) for dim in range(len(before))}
+    _slice(module, "weight", index)
+    norm.normalized_shape = tuple(len(index[dim]) for dim in range(len(before)))
+    ratio = math.prod(before) / math.prod(norm.normalized_shape)
+    if norm.weight is not None and ratio != 1:
+        norm.weight.data.mul_(math.sqrt(ratio))
+        norm.eps = (torch.finfo(norm.weight.dtype).eps if norm.eps is None else norm.eps) * ratio
     return module
 
 
@@ -78,6 +125,57 @@ def _slice_grouped(conv: Any, inputs: torch.Tensor, outputs: torch.Tensor) -> in
     return len(left)
 
 
+def replace_bilinear(module: nn.Module, masks: Any) -> nn.Module:
+    """Bilinear: both inputs and the output."""
+    bilinear: Any = module
+    first, second = (_kept(mask, -1) for mask in masks[0][:2])
+    outputs = _kept(masks[1], -1)
+    _slice(module, "weight", {0: outputs, 1: first, 2: second})
+    _slice(module, "bias", {0: outputs})
+    bilinear.in1_features, bilinear.in2_features, bilinear.out_features = len(first), len(second), len(outputs)
+    return module
+
+
+def replace_embedding_bag(module: nn.Module, masks: Any) -> nn.Module:
+    """EmbeddingBag: the width of the embedding; its rows stay."""
+    outputs = _kept(masks[1], -1)
+    _slice(module, "weight", {1: outputs})
+    bag: Any = module
+    bag.embedding_dim = len(outputs)
+    return module
+
+
+def replace_channel_shuffle(module: nn.Module, masks: Any) -> nn.Module:
+    """ChannelShuffle: what is kept must be the same channels of each group, or the same groups.
+
+    Raises
+    ------
+    ValueError
+        If it is neither.
+    """
+    mask = _first(masks[0])
+    kept = _kept(mask)
+    shuffle: Any = module
+    per_group = mask.shape[1] // shuffle.groups
+    groups, within = torch.unique(kept // per_group), torch.unique(kept % per_group)
+    if len(groups) * len(within) != len(kept):
+        raise ValueError(f"a channel shuffle of {shuffle.groups} groups would keep different channels in each")
+    shuffle.groups = len(groups)
+    return module
+
+
+def replace_unflatten(module: nn.Module, masks: Any) -> nn.Module:
+    """Unflatten: the sizes that it holds are counted again."""
+    unflatten: Any = module
+    if not isinstance(unflatten.dim, int):
+        return module  # named tensors
+    first = unflatten.dim % _first(masks[0]).dim()
+    sizes = unflatten.unflattened_size
+    counted = tuple(len(_kept(masks[1], first + i)) for i in range(len(sizes)))
+    unflatten.unflattened_size = tuple(-1 if old == -1 else new for old, new in zip(sizes, counted, strict=True))
+    return module
+
+
 def unchanged(module: nn.Module, masks: Any) -> nn.Module:
     """Modules that hold no size."""
     return module
@@ -88,22 +186,27 @@ _TYPES: dict[str, Replace] = {
     "SyncBatchNorm": replace_norm,
     "InstanceNorm1d": replace_norm,
     "InstanceNorm3d": replace_norm,
+    "RMSNorm": replace_rms_norm,
     "Conv3d": replace_convolution,
     "ConvTranspose1d": replace_convolution,
     "ConvTranspose3d": replace_convolution,
+    "Bilinear": replace_bilinear,
+    "EmbeddingBag": replace_embedding_bag,
+    "ChannelShuffle": replace_channel_shuffle,
+    "Unflatten": replace_unflatten,
     **dict.fromkeys(
         (
             "AdaptiveAvgPool1d AdaptiveAvgPool3d AdaptiveMaxPool1d AdaptiveMaxPool2d AdaptiveMaxPool3d "
-            "AlphaDropout AvgPool1d AvgPool3d ConstantPad1d ConstantPad2d ConstantPad3d Dropout1d Identity "
-            "LPPool2d MaxPool1d MaxPool3d ReflectionPad1d ReflectionPad2d ReplicationPad2d Softsign "
-            "UpsamplingBilinear2d UpsamplingNearest2d ZeroPad1d ZeroPad3d"
+            "AlphaDropout AvgPool1d AvgPool3d CircularPad1d CircularPad2d CircularPad3d ConstantPad1d ConstantPad2d "
+            "ConstantPad3d Dropout1d FeatureAlphaDropout Fold FractionalMaxPool2d FractionalMaxPool3d GLU Hardshrink "
+            "Identity LPPool1d LPPool2d LPPool3d LogSoftmax MaxPool1d MaxPool3d MaxUnpool1d MaxUnpool2d MaxUnpool3d "
+            "PixelUnshuffle ReflectionPad1d ReflectionPad2d ReflectionPad3d ReplicationPad1d ReplicationPad2d "
+            "ReplicationPad3d Softmax2d Softmin Softsign Threshold Unfold UpsamplingBilinear2d UpsamplingNearest2d "
+            "ZeroPad1d ZeroPad3d"
         ).split(),
         unchanged,
     ),
 }
 
 #: For ``customized_replacers``. NNI's own types stay NNI's.
-REPLACERS = [DefaultReplacer({name: replace for name, replace in _TYPES.items() if name not in replace_module})]
-
-#: For ``customized_mask_updaters``; none is needed for the modules above.
-MASK_UPDATERS: list[Any] = []
+REPLACERS = [TypeReplacer({name: replace for name, replace in _TYPES.items() if name not in replace_module})]
