@@ -84,4 +84,6 @@ if __name__ == "__main__":
     elif sys.argv[1:2] == ["--count"]:
         count(sys.argv[2])
     else:
+        import timm  # noqa: F401  (before the fork)
+
         main("timm", names, build)

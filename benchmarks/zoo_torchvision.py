@@ -77,4 +77,6 @@ def _first_that_runs(model: Any, inputs: list[Any]) -> Any:
 
 
 if __name__ == "__main__":
+    import torchvision  # noqa: F401  (before the fork)
+
     main("torchvision", names, build)

@@ -515,4 +515,6 @@ def build(name: str) -> tuple[Any, Any]:
 
 
 if __name__ == "__main__":
+    import transformers.modeling_utils  # noqa: F401  (before the fork)
+
     main("transformers", names, build)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
+import multiprocessing
 import os
 import platform
-import signal
 import subprocess
 import sys
 import tempfile
@@ -15,14 +16,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import nni_plugins.speedup  # noqa: F401  (before the fork: each child would import it again)
+from benchmarks.zoo.work import work
+
 ROOT = Path(__file__).resolve().parents[2]
 MODES = ("exact", "all")
-_MARK = "@@zoo "
+Build = Callable[[str], tuple[Any, Any]]
 
 
-def main(
-    zoo: str, names: Callable[[], list[str]], build: Callable[[str], tuple[Any, Any]], argv: Sequence[str] | None = None
-) -> None:
+def main(zoo: str, names: Callable[[], list[str]], build: Build, argv: Sequence[str] | None = None) -> None:
     """Run the command line of one zoo.
 
     Parameters
@@ -35,15 +37,12 @@ def main(
         Returns a model and an input by name.
     """
     options = _options(zoo, argv)
-    if options.one:
-        _one(zoo, build, options)
-        return
     chosen = _choose(names(), options.names)
     if options.list:
         print("\n".join(chosen))
         return
     if not options.table:
-        _run_all(zoo, chosen, options)
+        _run_all(zoo, chosen, options, build)
     rows = [row for row in latest(options.results).values() if row["zoo"] == zoo and row["model"] in set(chosen)]
     text = table(zoo, rows, chosen)
     print(text)
@@ -63,7 +62,6 @@ def _options(zoo: str, argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--failed", action="store_true", help="run again what was not done")
     parser.add_argument("--table", action="store_true", help="only print the table of the results so far")
     parser.add_argument("--list", action="store_true", help="only print the names")
-    parser.add_argument("--one", help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
 
@@ -79,34 +77,33 @@ def _choose(every: list[str], asked: list[str]) -> list[str]:
     return chosen
 
 
-def _one(zoo: str, build: Callable[[str], tuple[Any, Any]], options: argparse.Namespace) -> None:
-    """In the child: do the work, telling each stage on the standard output."""
-    import logging
+def _child(told: Path, zoo: str, name: str, modes: list[str], threads: int, build: Build) -> None:
+    """In the child: do the work, and write down each stage."""
     import warnings
 
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     import torch
 
-    from benchmarks.zoo.work import work
+    torch.set_num_threads(threads)
+    with told.open("a") as file:
 
-    torch.set_num_threads(options.threads)
+        def tell(data: dict[str, Any]) -> None:
+            file.write(json.dumps(data) + "\n")
+            file.flush()
 
-    def tell(data: dict[str, Any]) -> None:
-        print(_MARK + json.dumps(data), flush=True)
-
-    for mode in options.modes.split(","):
-        work(lambda: build(options.one), mode, tell, zoo=zoo, model=options.one)
+        for mode in modes:
+            work(lambda: build(name), mode, tell, zoo=zoo, model=name)
 
 
-def _run_all(zoo: str, chosen: list[str], options: argparse.Namespace) -> None:
+def _run_all(zoo: str, chosen: list[str], options: argparse.Namespace, build: Build) -> None:
     options.results.parent.mkdir(parents=True, exist_ok=True)
     known = latest(options.results)
     for number, name in enumerate(chosen, 1):
         modes = [m for m in options.modes.split(",") if _wanted(known.get((zoo, name, m)), options)]
         if not modes:
             continue
-        for row in _run_one(zoo, name, modes, options):
+        for row in _run_one(zoo, name, modes, options, build):
             with options.results.open("a") as file:
                 file.write(json.dumps(row) + "\n")
             print(f"[{number}/{len(chosen)}] {name} {row['mode']}: {summary(row)}", flush=True)
@@ -116,39 +113,26 @@ def _wanted(row: dict[str, Any] | None, options: argparse.Namespace) -> bool:
     return row is None or options.again or (options.failed and row["status"] != "done")
 
 
-def _run_one(zoo: str, name: str, modes: list[str], options: argparse.Namespace) -> list[dict[str, Any]]:
-    command = [
-        sys.executable,
-        sys.argv[0],
-        "--one",
-        name,
-        "--modes",
-        ",".join(modes),
-        "--threads",
-        str(options.threads),
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads), "HF_HUB_OFFLINE": "1"}
+def _run_one(zoo: str, name: str, modes: list[str], options: argparse.Namespace, build: Build) -> list[dict[str, Any]]:
+    """Do the work on one model in a process of its own, forked so that nothing need be imported again."""
+    context = multiprocessing.get_context("fork" if hasattr(os, "fork") else "spawn")
     start = time.time()
-    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-        process = subprocess.Popen(command, stdout=out, stderr=err, env=environment, start_new_session=True)
-        late = False
-        try:
-            process.wait(options.timeout)
-        except subprocess.TimeoutExpired:
-            late = True
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        out.seek(0)
-        err.seek(0)
-        told = [json.loads(line[len(_MARK) :]) for line in out if line.startswith(_MARK)]
-        complaint = err.read()[-500:]
-    rows = {row["mode"]: row for row in told}
+    with tempfile.TemporaryDirectory() as folder:
+        told = Path(folder) / "told.jsonl"
+        told.touch()
+        process = context.Process(target=_child, args=(told, zoo, name, modes, options.threads, build))
+        process.start()
+        process.join(options.timeout)
+        late = process.is_alive()
+        if late:
+            process.kill()
+        process.join()
+        rows = {row["mode"]: row for row in map(json.loads, told.read_text().splitlines())}
     for mode in modes:
         row = rows.setdefault(mode, {"zoo": zoo, "model": name, "mode": mode, "status": "running", "stage": "start"})
         if row["status"] == "running":
             row["status"] = "timeout" if late else "died"
-            if not late:
-                row["error"] = f"exit {process.returncode}: {complaint.strip().splitlines()[-1:]}"
+            row["error"] = f"after {options.timeout:.0f} s" if late else f"exit {process.exitcode}"
     common = {"commit": _commit(), "when": time.strftime("%Y-%m-%d %H:%M", time.gmtime(start)), **versions()}
     return [{**rows[mode], **common} for mode in modes]
 
