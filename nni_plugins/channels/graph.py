@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from torch import nn
@@ -17,6 +18,8 @@ from nni_plugins.channels.trace import Trace
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+Units = Literal["heads", "head_dim"]
 
 __all__ = ["ChannelGraph", "ChannelGroup", "Frozen", "Member"]
 
@@ -59,14 +62,18 @@ class ChannelGraph:
     groups: list[ChannelGroup] = field(default_factory=list)
     frozen: list[Frozen] = field(default_factory=list)
     extra_frozen: list[tuple[Array, Cause]] = field(default_factory=list)
+    units: Units = "heads"
+    learnt: dict[tuple[str, str], list[Array]] = field(default_factory=dict)
     _by_name: dict[str, ChannelGroup] = field(default_factory=dict)
     _cost: CostModel | None = None
 
     @classmethod
-    def watch(cls, model: nn.Module, dummy_input: Any) -> ChannelGraph:
+    def watch(
+        cls, model: nn.Module, dummy_input: Any, *, units: Units = "heads", rehearse: bool | Literal["exact"] = True
+    ) -> ChannelGraph:
         """Watch one run of ``model`` on ``dummy_input`` and return its channel graph.
 
-        The run is in eval mode, on fake tensors, so it computes nothing; the model is left exactly as it was.
+        The run is in eval mode, on tensors without data, so it computes nothing; the model is left exactly as it was.
 
         Parameters
         ----------
@@ -74,6 +81,12 @@ class ChannelGraph:
             Any ``torch.nn.Module`` that runs. It must not be wrapped by NNI at this moment.
         dummy_input
             A tensor, a tuple or list of positional arguments, or a dict of keyword arguments.
+        units
+            What of an attention layer can go: whole 'heads', or dimensions of every head, 'head_dim'.
+        rehearse
+            Run the model again with a few units gone of every prunable group, to find out which attributes must follow,
+            and which groups must stay because a forward holds a fixed size. 'exact' leaves out the groups whose removal
+            is not the same as masking; False leaves it all to whoever removes.
 
         Raises
         ------
@@ -81,13 +94,32 @@ class ChannelGraph:
             If the model is wrapped by an NNI compressor (unwrap it first), has parameters that wait for their first
             input, or returns nothing in which tensors can be found.
         """
+        if units not in ("heads", "head_dim"):
+            raise ValueError(f"units is {units!r}; it must be 'heads' or 'head_dim'")
         refuse_wrapped(model)
         trace = Trace.record(model, dummy_input)
         shapes, is_buffer, aliases = _inventory(model)
-        graph = cls(trace, trace.labels.solve(), shapes, is_buffer, aliases)
+        solution = trace.labels.solve(preferred=units == "heads")
+        graph = cls(trace, solution, shapes, is_buffer, aliases, units=units)
         graph._collect()
-        unread = list(graph._unread())
-        return graph.without(unread) if unread else graph
+        graph = graph._without_unread()
+        return graph.rehearsed(model, dummy_input, inexact=rehearse != "exact") if rehearse else graph
+
+    def rehearsed(self, model: nn.Module, dummy_input: Any, *, inexact: bool = True) -> ChannelGraph:
+        """Return this graph with what a rehearsal finds: see :func:`nni_plugins.channels.rehearse.rehearsed`."""
+        from nni_plugins.channels.rehearse import rehearsed
+
+        return rehearsed(self, model, dummy_input, inexact=inexact)
+
+    def with_units(self, units: Units) -> ChannelGraph:
+        """Return the graph of the same run in which attention loses other units: 'heads' or 'head_dim'."""
+        graph = copy(self)
+        graph.units, graph.extra_frozen, graph._cost = units, [], None
+        return graph.without([])._without_unread()
+
+    def _without_unread(self) -> ChannelGraph:
+        unread = list(self._unread())
+        return self.without(unread) if unread else self
 
     def _unread(self) -> Iterable[tuple[Array, Cause]]:
         """Find what nothing that was watched reads: it may be read where the watch cannot see it (as a NumPy array)."""
@@ -100,13 +132,25 @@ class ChannelGraph:
         for group in self.groups:
             if group.prunable and not read[group.classes].all():
                 cause = Cause(group.members[0].module, "", "nothing that was watched reads it")
-                yield np.flatnonzero(np.isin(self.solution.classes, group.classes)), cause
+                yield self.labels_of(group), cause
+
+    def labels_of(self, group: ChannelGroup | str) -> Array:
+        """Return all labels of a group's units."""
+        group = self.group(group) if isinstance(group, str) else group
+        return np.flatnonzero(np.isin(self.solution.classes, group.classes))
 
     def without(self, labels: Sequence[tuple[Array, Cause]]) -> ChannelGraph:
         """Return this graph solved again with more labels frozen."""
         extra = [*self.extra_frozen, *labels]
         graph = ChannelGraph(
-            self.trace, self.trace.labels.solve(extra), self.shapes, self.is_buffer, self.aliases, extra_frozen=extra
+            self.trace,
+            self.trace.labels.solve(extra, preferred=self.units == "heads"),
+            self.shapes,
+            self.is_buffer,
+            self.aliases,
+            extra_frozen=extra,
+            units=self.units,
+            learnt=self.learnt,
         )
         graph._collect()
         return graph

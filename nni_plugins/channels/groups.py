@@ -63,6 +63,9 @@ class ChannelGroup:
         Whether units can be removed at all. A group that is prunable but not exact is left out unless asked for.
     reason
         Why it is not prunable, or not exact; '' where it is both.
+    kind
+        What a unit is: 'heads' or 'head_dim' of attention, 'channels' of convolutions, 'hidden' units between linear
+        layers, 'embedding' where a norm runs across the units (the width of a transformer).
     """
 
     name: str
@@ -73,6 +76,7 @@ class ChannelGroup:
     reason: str
     classes: Array
     cause: Cause | None = None
+    kind: str = "channels"
 
     @property
     def producers(self) -> list[Member]:
@@ -173,6 +177,9 @@ class _Roles:
             return "in"
         return "out" if name in self._contracting else "scale"
 
+    def rank(self, name: str) -> int:
+        return len(self._labels[name])
+
     def ignored(self, name: str, dim: int) -> bool:
         return self._is_buffer.get(name, False)
 
@@ -208,7 +215,18 @@ def _make_group(
     if prunable and inexact:
         first = int(classes[np.flatnonzero(solution.inexact[classes])[0]])
         reason = str(solution.why_inexact(first))
-    return ChannelGroup("", len(classes), members, not inexact, prunable, reason, classes[order], cause)
+    kind = _kind(members, classes, solution, roles)
+    return ChannelGroup("", len(classes), members, not inexact, prunable, reason, classes[order], cause, kind)
+
+
+def _kind(members: list[Member], classes: Array, solution: Solution, roles: _Roles) -> str:
+    if solution.heads[classes].any():
+        return "heads"
+    if solution.head_dims[classes].any():
+        return "head_dim"
+    if any(roles.rank(member.name) > 2 for member in members if member.role in ("out", "in")):
+        return "channels"
+    return "embedding" if any(member.role == "scale" for member in members) else "hidden"
 
 
 def _name(groups: list[ChannelGroup], trace: Trace) -> None:

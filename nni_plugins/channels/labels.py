@@ -45,7 +45,11 @@ class Product:
 
 @dataclass
 class Solution:
-    """What the labels came to: ``classes[label]``, and per class whether it is frozen or inexact, and why."""
+    """What the labels came to: ``classes[label]``, and per class whether it is frozen or inexact, and why.
+
+    ``heads`` says, per class, whether it is one of those that :meth:`Labels.prefer` named, and ``head_dims`` whether it
+    is the other factor of a product with one of them.
+    """
 
     classes: Array
     frozen: Array
@@ -53,6 +57,8 @@ class Solution:
     frozen_cause: Array
     inexact_cause: Array
     causes: list[Cause | None]
+    heads: Array
+    head_dims: Array
 
     def __len__(self) -> int:
         return len(self.frozen)
@@ -105,6 +111,17 @@ class Labels:
         if labels is not None and len(labels):
             self._inexact.append((labels, len(self._causes)))
             self._causes.append(cause)
+
+    @property
+    def inexact_count(self) -> int:
+        """How often :meth:`mark_inexact` has marked something."""
+        return len(self._inexact)
+
+    def forget_inexact(self, marks: slice) -> None:
+        """Take back some of the marks, by their place in the order of marking; the places of others stay."""
+        for place in range(*marks.indices(len(self._inexact))):
+            labels, cause = self._inexact[place]
+            self._inexact[place] = (labels[:0], cause)
 
     def prefer(self, labels: MaybeLabels) -> None:
         """Say that, of a product's two factors, this one is the one to prune (attention heads)."""
@@ -159,11 +176,12 @@ class Labels:
 
     # -- solving ---------------------------------------------------------------------------------------------------
 
-    def solve(self, extra_frozen: Sequence[tuple[Array, Cause]] = ()) -> Solution:
+    def solve(self, extra_frozen: Sequence[tuple[Array, Cause]] = (), *, preferred: bool = True) -> Solution:
         """Close over ties and products, and return the classes.
 
         Each product keeps at most one factor prunable: a frozen product freezes both, a frozen factor ties the product
-        to the other one, and of two free factors the preferred one stays free, or else the one with more indices.
+        to the other one, and of two free factors the preferred one stays free (or, with ``preferred=False``, the other
+        one), or else the one with more indices.
         """
         frozen_items = self._frozen + [(labels, len(self._causes) + i) for i, (labels, _) in enumerate(extra_frozen)]
         causes = self._causes + [cause for _, cause in extra_frozen]
@@ -185,11 +203,9 @@ class Labels:
                 continue
             if not undecided:
                 break
-            preferred = np.zeros(len(class_cause), dtype=bool)
-            for labels in self._preferred:
-                preferred[classes[labels]] = True
+            heads = self._marked(classes, self._preferred)
             for product in undecided:
-                self._decide(classes[product.outer], classes[product.inner], preferred, class_cause, none)
+                self._decide(classes[product.outer], classes[product.inner], heads, preferred, class_cause, none)
             cause_of = class_cause[classes]
             open_products = undecided
 
@@ -205,7 +221,21 @@ class Labels:
             frozen_cause=frozen_cause,
             inexact_cause=inexact_cause,
             causes=causes,
+            heads=self._marked(classes, self._preferred),
+            head_dims=self._head_dims(classes),
         )
+
+    def _marked(self, classes: Array, arrays: list[Array]) -> Array:
+        marked = np.zeros(int(classes.max(initial=-1)) + 1, dtype=bool)
+        for labels in arrays:
+            marked[classes[labels]] = True
+        return marked
+
+    def _head_dims(self, classes: Array) -> Array:
+        heads = self._marked(classes, self._preferred)
+        others = [p.inner for p in self._products if heads[classes[p.outer]].any()]
+        others += [p.outer for p in self._products if heads[classes[p.inner]].any()]
+        return self._marked(classes, others) & ~heads
 
     def _components(self, ties: list[tuple[Array, Array]]) -> Array:
         if not ties:
@@ -251,11 +281,11 @@ class Labels:
         return progress, undecided
 
     @staticmethod
-    def _decide(outer: Array, inner: Array, preferred: Array, class_cause: Array, none: int) -> None:
+    def _decide(outer: Array, inner: Array, heads: Array, preferred: bool, class_cause: Array, none: int) -> None:
         if (class_cause[outer] != none).any() or (class_cause[inner] != none).any():
             return  # a product decided before it in this round shares a factor
-        wants_outer, wants_inner = preferred[outer].any(), preferred[inner].any()
-        keep_inner = wants_inner if wants_outer != wants_inner else len(inner) > len(outer)
+        wants_outer, wants_inner = heads[outer].any(), heads[inner].any()
+        keep_inner = wants_inner == preferred if wants_outer != wants_inner else len(inner) > len(outer)
         class_cause[outer if keep_inner else inner] = _DECIDED
 
 

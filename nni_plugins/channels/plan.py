@@ -83,12 +83,21 @@ class Plan:
     def sizes(self) -> dict[tuple[str, str], dict[int, int]]:
         """Return ``{(module, attribute): {old value: new value}}`` for module attributes that count what goes."""
         out: dict[tuple[str, str], dict[int, int]] = {}
-        for key, candidates in self.graph.trace.sizes.items():
-            for labels in candidates:
-                keep = self.keeps(labels)
-                if not keep.all():
-                    out.setdefault(key, {})[len(labels)] = int(keep.sum())
+        for known in (self.graph.trace.sizes, self.graph.learnt):  # what was learnt on a replay counts more
+            for key, candidates in known.items():
+                for labels in candidates:
+                    keep = self.keeps(labels)
+                    if not keep.all():
+                        out.setdefault(key, {})[len(labels)] = int(keep.sum())
         return out
+
+    def flexible(self) -> list[str]:
+        """Return the names of modules whose forward must be exchanged, because they or their children shrink."""
+        names = self.graph.trace.flexible
+        if not names:
+            return []
+        smaller = list(self.slices())
+        return [name for name in names if any(part.startswith(f"{name}." if name else "") for part in smaller)]
 
     def masks(self, model: nn.Module) -> dict[str, dict[str, torch.Tensor]]:
         """Return the plan as NNI's masks: ``{module: {parameter: mask}}``, 1 where kept.

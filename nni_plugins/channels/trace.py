@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from nni_plugins.channels.call import Call, Info, ModuleCall, Operator, Term, output_tensors
+from nni_plugins.channels.flexible import is_flexible
 from nni_plugins.channels.labels import Array, Cause, Labels, MaybeLabels
 from nni_plugins.channels.preserve import tensors_held
 from nni_plugins.channels.rules import rule_for
@@ -42,6 +43,8 @@ class Trace:
         Operators that have no rule, and where they were called.
     calls
         Calls of modules without children, in order.
+    flexible
+        Names of modules that ran with an exchanged forward: see :mod:`nni_plugins.channels.flexible`.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -55,6 +58,8 @@ class Trace:
         self.unknown: dict[tuple[str, str], Cause] = {}
         self.calls: list[ModuleCall] = []
         self.outputs: list[Info] = []
+        self.flexible: list[str] = [name for name, module in model.named_modules() if is_flexible(type(module))]
+        self._marks: list[int] = []
         self._infos: dict[int, Info] = {}
         self._alive: list[torch.Tensor] = []
         self._written: dict[int, list[Info]] = {}
@@ -91,6 +96,7 @@ class Trace:
             trace.outputs.append(info)
             for labels in info.labels:
                 trace.labels.freeze(labels, cause)
+        trace._forget_idle_marks()
         trace._alive.clear()
         trace._infos.clear()
         return trace
@@ -161,6 +167,25 @@ class Trace:
             self._remember(args[0], outputs[0])
             self._written.setdefault(args[0].untyped_storage()._cdata, []).append(outputs[0])
         self.operators.append(Operator(name, module, call.inputs, outputs, call.contractions))
+        self._marks.append(self.labels.inexact_count)
+
+    def _forget_idle_marks(self) -> None:
+        """Drop what operators said of exactness whose results reach no output (attention weights that nobody reads)."""
+        useful = {id(info) for info in self.outputs}
+        idle = []
+        for index in range(len(self.operators) - 1, -1, -1):
+            operator = self.operators[index]
+            if self._writes(operator) or any(id(info) in useful for info in operator.outputs):
+                useful.update(id(info) for info in operator.inputs)
+            else:
+                start = self._marks[index - 1] if index else 0
+                idle.append(slice(start, self._marks[index]))
+        for marks in idle:
+            self.labels.forget_inexact(marks)
+
+    def _writes(self, operator: Operator) -> bool:
+        """Whether it writes in place: who reads that, through which view, is not known."""
+        return operator.name.endswith("_") or not operator.outputs
 
 
 def _apart(a: Info, b: Info) -> bool:

@@ -22,6 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
+from nni_plugins.channels.flexible import all_flexible
 from nni_plugins.channels.preserve import preserved
 from nni_plugins.channels.shapes import result_without_data
 
@@ -180,7 +181,8 @@ def run_recorded(
 ) -> Any:
     """Run ``model`` once in eval mode without gradients, calling ``on_operator`` after each ATen operator.
 
-    The model is left exactly as it was: modes, hooks, attributes, buffers and the random state.
+    Modules that have a forward of flexible width run with it. The model is left exactly as it was: modes, hooks,
+    attributes, buffers and the random state.
 
     Parameters
     ----------
@@ -208,6 +210,7 @@ def run_recorded(
         preserved(model, buffers=data != "none"),
         torch.no_grad(),
         _unfused_attention(),
+        all_flexible(model),
         _module_stack(model, on_module) as stack,
     ):
         model.eval()

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
+from nni_plugins.channels.flexible import exchange
 from nni_plugins.channels.plan import Plan
+from nni_plugins.channels.skeleton import layout_of, resized
 
 
 class Compaction:
@@ -26,6 +28,13 @@ class Compaction:
         What is kept.
     skip
         Names of modules that somebody else has made smaller already.
+
+    Attributes
+    ----------
+    sizes
+        ``{module: {attribute: new value}}``, after :meth:`apply`.
+    flexible
+        Names of modules that got a forward of flexible width.
     """
 
     def __init__(self, model: nn.Module, plan: Plan, skip: Collection[str] = ()) -> None:
@@ -33,6 +42,8 @@ class Compaction:
         self._skip = frozenset(skip)
         self.plan = plan
         self.sizes: dict[str, dict[str, Any]] = {}
+        self.flexible: list[str] = []
+        self._exchanged: list[Callable[[], None]] = []
         self._tensors: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]] = []
         self._attributes: list[tuple[nn.Module, str, Any]] = []
         self._modules = dict(model.named_modules())
@@ -40,6 +51,10 @@ class Compaction:
     def apply(self) -> None:
         """Remove."""
         tensors = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
+        for name in self.plan.flexible():
+            if name not in self._skip:
+                self._exchanged.append(exchange(self._modules[name]))
+                self.flexible.append(name)
         for name, dims in self.plan.slices().items():
             if name.rpartition(".")[0] in self._skip:
                 continue
@@ -50,38 +65,16 @@ class Compaction:
             replace_data(tensor, sliced(tensor.data, index))
             if gradient is not None:
                 tensor.grad = sliced(gradient, index)
-        for (module, attribute), changes in self.plan.sizes().items():
-            owner = self._modules.get(module)
-            if owner is None or module in self._skip or not hasattr(owner, attribute):
-                continue
-            value: Any = getattr(owner, attribute)
-            if isinstance(value, int) and value in changes and not isinstance(value, bool):
-                self.set(module, attribute, changes[value])
-            elif isinstance(value, (tuple, list)) and len(value) == 1 and value[0] in changes:
-                kind = tuple if isinstance(value, tuple) else list
-                self.set(module, attribute, kind([changes[value[0]]]))
-
-    def set(self, module: str, attribute: str, value: Any) -> None:
-        """Set an attribute of a module, remembering the old value."""
-        owner = self._modules[module]
-        self._attributes.append((owner, attribute, getattr(owner, attribute)))
-        setattr(owner, attribute, value)
-        self.sizes.setdefault(module, {})[attribute] = value
-
-    def unset(self, module: str, attribute: str) -> None:
-        """Take back the last :meth:`set`."""
-        owner, name, value = self._attributes.pop()
-        assert owner is self._modules[module] and name == attribute
-        setattr(owner, attribute, value)
-        if any(o is owner and n == attribute for o, n, _ in self._attributes):
-            self.sizes[module][attribute] = value
-        else:
-            del self.sizes[module][attribute]
+        for module, attribute, value in resized(self.plan, self._modules, self._skip):
+            owner = self._modules[module]
+            self._attributes.append((owner, attribute, getattr(owner, attribute)))
+            setattr(owner, attribute, value)
+            self.sizes.setdefault(module, {})[attribute] = value
 
     @contextmanager
     def suspended(self) -> Iterator[None]:
         """Put everything back for the time being."""
-        small = [(tensor, tensor.data, tensor.grad) for tensor, _, _ in self._tensors]
+        small = [(tensor, tensor.data, tensor.grad) for tensor, _, _ in self._tensors]  # exchanged forwards may stay
         values = [(owner, attribute, getattr(owner, attribute)) for owner, attribute, _ in self._attributes]
         for owner, attribute, value in reversed(self._attributes):
             setattr(owner, attribute, value)
@@ -97,9 +90,13 @@ class Compaction:
         """Put everything back."""
         for owner, attribute, value in reversed(self._attributes):
             setattr(owner, attribute, value)
+        for take_back in self._exchanged:
+            take_back()
         _put(self._tensors)
+        self._exchanged.clear()
         self._attributes.clear()
         self._tensors.clear()
+        self.flexible.clear()
         self.sizes.clear()
 
 
@@ -126,7 +123,4 @@ def sliced(tensor: torch.Tensor, index: dict[int, torch.Tensor]) -> torch.Tensor
     out = tensor
     for dim, kept in sorted(index.items(), key=lambda item: len(item[1]) / tensor.shape[item[0]]):
         out = out.index_select(dim, kept)
-    for rank, order in ((4, torch.channels_last), (5, torch.channels_last_3d)):
-        if tensor.dim() == rank and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=order):
-            return out.contiguous(memory_format=order)
-    return out.contiguous()
+    return out.contiguous(memory_format=layout_of(tensor))

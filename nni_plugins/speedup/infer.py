@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from nni_plugins.channels.call import Contraction, Info, Operator
-from nni_plugins.channels.graph import ChannelGraph, Member
+from nni_plugins.channels.graph import ChannelGraph, ChannelGroup, Member
 from nni_plugins.channels.labels import Array
 from nni_plugins.channels.plan import Plan
 
@@ -107,35 +107,24 @@ class MaskInference:
 
     def plan(self) -> Plan:
         """Return the plan, and set :attr:`folds`."""
-        constants: list[tuple[Operator, Contraction]] = []
-        for operator in self._graph.trace.operators:
+        operators = self._graph.trace.operators
+        for operator in operators:
             self._propagate(operator)
-            for contraction in operator.contractions:
-                if self._judge(operator, contraction):
-                    constants.append((operator, contraction))
-        kept = {}
-        for group in self._graph.groups:
-            if not group.prunable or (self._exact_only and not group.exact):
-                continue
-            keep = self._needed[group.classes]
-            if keep.all():
-                continue
-            if not keep.any():
-                keep = keep.copy()
-                keep[0] = True  # a layer is never emptied
-            kept[group.name] = keep
+        removable = [g for g in self._graph.groups if g.prunable and (g.exact or not self._exact_only)]
+        constants = self._find_needed(removable)
+        kept = {group.name: self._needed[group.classes] for group in removable}
         plan = Plan(self._graph, kept)
-        for operator, contraction in constants:
+        for operator, contraction, left_behind in constants:
             labels = contraction.left.labels[contraction.left_dim]
             assert labels is not None
-            gone = np.flatnonzero(~plan.keeps(labels) & ~self._zero(contraction.left, contraction.left_dim))
+            gone = np.flatnonzero(~plan.keeps(labels) & left_behind)
             if len(gone):
                 self.folds.append(Fold(operator, contraction, gone))
         return plan
 
-    def stayed(self, plan: Plan) -> list[str]:
-        """Return, a line each, the groups of ``plan`` in which units stay although all that produces them is masked."""
-        lines = []
+    def stayed(self, plan: Plan) -> dict[str, str]:
+        """Return ``{group: a line}`` where units of ``plan`` stay although all that produces them is masked."""
+        lines = {}
         for group in self._graph.groups:
             weights_of = [m for m in group.producers if len(self._graph.shapes[m.name]) > 1]
             rows = [self._masked_units(member) for member in weights_of]
@@ -149,8 +138,20 @@ class MaskInference:
             if count == 0 or (count == kept.sum() == 1):  # nothing stays, or the one unit that a layer must have
                 continue
             why = group.reason or "what they leave behind is no constant that a bias could take"
-            lines.append(f"{group.name}: {count} of {group.size} units: {why}")
+            lines[group.name] = f"{group.name}: {count} of {group.size} units: {why}"
         return lines
+
+    def masks_parts_of_heads(self) -> bool:
+        """Whether some rows that make an attention head are masked, but not all of that head."""
+        for group in self._graph.groups:
+            for member in group.producers if group.kind == "heads" else []:
+                alive = self._alive.get(member.name)
+                if alive is not None:
+                    others = tuple(d for d in range(alive.ndim) if d != member.dim)
+                    rows = np.asarray(alive.any(axis=others))[member.indices]
+                    if (rows.any(axis=1) & ~rows.all(axis=1)).any():
+                        return True
+        return False
 
     def _masked_units(self, member: Member) -> Array | None:
         """Which units of a group one producer's mask takes away; None where it has no mask."""
@@ -355,25 +356,61 @@ class MaskInference:
 
     # -- what is needed --------------------------------------------------------------------------------------------
 
-    def _judge(self, operator: Operator, c: Contraction) -> bool:
-        """Mark the units that this contraction needs; return whether some that may go leave a constant behind."""
+    def _find_needed(self, removable: Sequence[ChannelGroup]) -> list[tuple[Operator, Contraction, Array]]:
+        """Mark what is needed, from the outputs backwards: a row that nobody needs reads nothing.
+
+        Returned are the contractions that read units which do not depend on the input, and which of them: where these
+        go, they leave a constant behind.
+        """
+        stays = np.ones(len(self._needed), dtype=bool)
+        for group in removable:
+            stays[group.classes] = False
+        self._needed |= stays
+        contractions = [(op, c) for op in reversed(self._graph.trace.operators) for c in op.contractions]
+        rows: dict[int, Array] = {}
+        constants: dict[int, Array] = {}
+        while True:
+            before = int(self._needed.sum())
+            for operator, c in contractions:
+                needed = self._needed_rows(operator, c)
+                if id(c) not in rows or not np.array_equal(rows[id(c)], needed):
+                    rows[id(c)] = needed
+                    constants[id(c)] = self._judge(operator, c, needed)
+            if int(self._needed.sum()) > before:
+                continue
+            emptied = [group for group in removable if not self._needed[group.classes].any()]
+            if not emptied:
+                return [(op, c, constants[id(c)]) for op, c in reversed(contractions) if constants[id(c)].any()]
+            for group in emptied:
+                self._needed[group.classes[0]] = True  # a layer is never emptied
+
+    def _needed_rows(self, operator: Operator, c: Contraction) -> Array:
+        """Which units of a contraction's result are needed."""
+        out = operator.outputs[0]
+        labels = out.labels[c.out_dim] if c.weight else None
+        if labels is None:
+            return np.ones(out.shape[c.out_dim] if c.weight else 1, dtype=bool)
+        return self._needed[self._classes[labels]]
+
+    def _judge(self, operator: Operator, c: Contraction, rows: Array) -> Array:
+        """Mark the units that the needed rows of this contraction read; return which leave a constant behind."""
         labels = c.left.labels[c.left_dim]
         if labels is None:
-            return False
+            return np.zeros(0, dtype=bool)
         zero, classes = self._zero(c.left, c.left_dim), self._classes[labels]
         if c.right is None or not c.weight:
             other = zero
             if c.right is not None and c.right.labels[c.right_dim] is not None:
                 other = zero | self._zero(c.right, c.right_dim)
             self._needed[classes[~other]] = True
-            return False
-        unread = _unread(self._oriented(c), len(labels), c.groups)
+            return np.zeros(0, dtype=bool)
+        unread = _unread(self._oriented(c), rows, len(labels), c.groups)
         if c.groups == 1 and c.right.labels[c.right_dim] is not None:
             unread = unread | self._zero(c.right, c.right_dim)
         dead = self._dead(c.left, c.left_dim)
         foldable = self._foldable(operator, c)
         self._needed[classes[~(unread | (dead if foldable else zero))]] = True
-        return foldable and bool((dead & ~zero & ~unread).any())
+        return dead & ~zero & ~unread if foldable else np.zeros(0, dtype=bool)
 
     def _foldable(self, operator: Operator, c: Contraction) -> bool:
         """Whether what the removed units leave behind can go into the bias of the module that contracts them."""
@@ -414,9 +451,12 @@ def _reaches(pattern: Array | None, blocked: Array | None, outputs: int, inputs:
     return np.asarray((pattern & table).any(axis=1))
 
 
-def _unread(pattern: Array | None, inputs: int, groups: int) -> Array:
-    """Return, per input, whether all entries that read it are masked."""
-    if pattern is None:
-        return np.zeros(inputs, dtype=bool)
+def _unread(pattern: Array | None, rows: Array, inputs: int, groups: int) -> Array:
+    """Return, per input, whether all entries that read it are masked, or in rows that nobody needs."""
     per_group = inputs // groups
-    return np.asarray(~pattern.reshape(groups, -1, per_group).any(axis=1)).reshape(inputs)
+    if len(rows) % groups or (pattern is not None and len(pattern) != len(rows)):
+        rows = np.ones(groups if pattern is None else len(pattern), dtype=bool)
+    if pattern is None:
+        return np.repeat(~rows.reshape(groups, -1).any(axis=1), per_group)
+    read = pattern if rows.all() else pattern & rows[:, None]
+    return np.asarray(~read.reshape(groups, -1, per_group).any(axis=1)).reshape(inputs)

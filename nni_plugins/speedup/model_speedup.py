@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,7 @@ from torch import nn
 from nni_plugins.channels.graph import ChannelGraph, refuse_wrapped
 from nni_plugins.channels.labels import Array, Cause
 from nni_plugins.channels.plan import Plan
-from nni_plugins.channels.replay import Mismatch, Replay
+from nni_plugins.channels.rehearse import FIXED, settled
 from nni_plugins.speedup import fold, record
 from nni_plugins.speedup.compact import Compaction
 from nni_plugins.speedup.infer import MaskInference
@@ -96,6 +96,7 @@ class ModelSpeedup(NniModelSpeedup):
         replacers = list(customized_replacers or [])  # NNI appends to the list that it is given
         self._by_nni = graph_module is not None or bool(customized_mask_updaters)
         self.report = SpeedupReport()
+        self._step_timed, self._since = "", 0.0
         self.plan: Plan | None = None
         if self._by_nni:
             super().__init__(
@@ -133,7 +134,7 @@ class ModelSpeedup(NniModelSpeedup):
         if self.plan is not None:
             raise RuntimeError("the model is compact already; make another ModelSpeedup, with masks for what is left")
         with self._timed("watch"):
-            graph = ChannelGraph.watch(self.bound_model, self.dummy_input)
+            graph = self._watched()
         before = graph.cost()
         with self._timed("masks"):
             before_masks = bake(self.bound_model, self._masks)
@@ -149,6 +150,18 @@ class ModelSpeedup(NniModelSpeedup):
         return self.bound_model
 
     # -- the steps -------------------------------------------------------------------------------------------------
+
+    def _watched(self) -> ChannelGraph:
+        """Watch the model; attention loses head dimensions, not heads, where that is what the masks ask for."""
+        rehearse: Any = "exact" if self.exact_only else True
+        graph = ChannelGraph.watch(self.bound_model, self.dummy_input, rehearse=rehearse)
+        if not MaskInference(graph, self.bound_model, self._masks).masks_parts_of_heads():
+            return graph
+        other = graph.with_units("head_dim").rehearsed(self.bound_model, self.dummy_input, inexact=not self.exact_only)
+        plans = [
+            MaskInference(g, self.bound_model, self._masks, exact_only=self.exact_only).plan() for g in (graph, other)
+        ]
+        return other if plans[1].cost().params < plans[0].cost().params else graph
 
     def _proven(self, graph: ChannelGraph) -> _Step:
         """Compact, hold the result against the masked model, and put back what is wrong."""
@@ -182,33 +195,72 @@ class ModelSpeedup(NniModelSpeedup):
         return step
 
     def _compact(self, graph: ChannelGraph) -> _Step:
-        """Infer, remove and replay until the replay is clean; freeze what cannot be mended."""
+        """Infer what goes, replay that until it is clean, and remove it."""
         stay: list[Array] = []
         while True:
+            graph, plan, inference = self._settled(graph, stay)
             with self._timed("masks"):
-                inference = MaskInference(graph, self.bound_model, self._masks, exact_only=self.exact_only, stay=stay)
-                plan = inference.plan()
                 constants, uneven = fold.measure(self.bound_model, self.dummy_input, plan, inference.folds)
             if uneven:
                 stay += uneven
                 continue
+            replacement = self._run_replacers(plan)
+            if replacement is not None:
+                try:
+                    after, plan, _ = self._settled(graph, stay, skip=replacement.names)
+                except BaseException:
+                    replacement.undo()
+                    raise
+                if after is not graph:  # with what was replaced, something more must stay
+                    replacement.undo()
+                    graph = after
+                    continue
             with self._timed("removal"):
-                replacement = self._run_replacers(plan)
                 compaction = Compaction(self.bound_model, plan, skip=replacement.names if replacement else ())
                 step = _Step(self.bound_model, compaction, constants, fold.Applied([], []), replacement)
                 try:
                     compaction.apply()
-                    culprits = self._replay(compaction)
                 except BaseException:
                     step.undo()
                     raise
-                if not culprits:
-                    self.report.inexact = _inexact(plan, constants)
-                    self.report.stayed = inference.stayed(plan)
-                    step.folded = fold.apply(self.bound_model, constants)
-                    return step
-                step.undo()
-                graph = graph.without(culprits)
+                step.folded = fold.apply(self.bound_model, constants)
+            self.report.inexact = _inexact(plan, constants)
+            self._note_stayed(inference.stayed(plan), plan)
+            return step
+
+    def _settled(
+        self, graph: ChannelGraph, stay: list[Array], skip: Collection[str] = ()
+    ) -> tuple[ChannelGraph, Plan, MaskInference]:
+        """Return the graph, plan and inference by which a skeleton of the compact model runs as predicted."""
+        made: list[MaskInference] = []
+
+        def plan_of(graph: ChannelGraph) -> Plan:
+            with self._timed("masks"):
+                inference = MaskInference(graph, self.bound_model, self._masks, exact_only=self.exact_only, stay=stay)
+                made.append(inference)
+                return inference.plan()
+
+        with self._timed("replay"):
+            graph, plan = settled(
+                graph,
+                self.bound_model,
+                self.dummy_input,
+                plan_of,
+                skip=skip,
+                on_freeze=lambda mismatch: self.report.put_back.append(str(mismatch)),
+            )
+        return graph, plan, made[-1]
+
+    def _note_stayed(self, lines: dict[str, str], plan: Plan) -> None:
+        """Say what stays: what was put back because a forward holds its size, and what cannot go for other reasons."""
+        self.report.stayed = []
+        for name, line in lines.items():
+            cause = plan.graph.group(name).cause
+            if cause is not None and cause.why == FIXED:
+                self.report.put_back.append(line)
+            else:
+                self.report.stayed.append(line)
+        self.report.put_back = list(dict.fromkeys(self.report.put_back))
 
     def _wrong(self, step: _Step, inputs: Any, expected: list[torch.Tensor]) -> bool:
         """Whether the outputs differ by more than rounding, and by more than what cannot be folded exactly explains.
@@ -231,28 +283,13 @@ class ModelSpeedup(NniModelSpeedup):
         step.folded = fold.apply(self.bound_model, step.constants)
         return largest_error(bare, wanted)[1] > limit
 
-    def _replay(self, compaction: Compaction) -> list[tuple[Array, Cause]]:
-        """Replay, mending stale attributes; return the labels to freeze if a mismatch stays."""
-        replay = Replay(compaction.plan, self.dummy_input)
-        mismatch = replay.run(self.bound_model)
-        while mismatch is not None:
-            better = _mend(replay, compaction, mismatch)
-            if better is mismatch:
-                culprits = replay.culprits(mismatch)
-                if not culprits:
-                    raise RuntimeError(f"the compact model does not run as watched: {mismatch}")
-                self.report.put_back.append(str(mismatch))
-                return culprits
-            mismatch = better
-        return []
-
     def _put_wrong_ones_back(self, step: _Step, inputs: Any, expected: list[torch.Tensor]) -> None:
         """Right shapes can hide a wrong model: find the groups that make it so by halving, and put them back."""
         whole = step.compaction.plan.graph
 
         def wrong_without(frozen: Sequence[str]) -> bool:
             step.undo()
-            labels = [(_labels_of(whole, name), Cause(name, "", "the outputs differ")) for name in frozen]
+            labels = [(whole.labels_of(name), Cause(name, "", "the outputs differ")) for name in frozen]
             step.become(self._compact(whole.without(labels) if labels else whole))
             return self._wrong(step, inputs, expected)
 
@@ -300,11 +337,20 @@ class ModelSpeedup(NniModelSpeedup):
 
     @contextmanager
     def _timed(self, step: str) -> Iterator[None]:
-        start = time.perf_counter()
+        """Count seconds for a step; a step inside another one stops the other's clock."""
+        outer = self._step_timed
+        self._start(step)
         try:
             yield
         finally:
-            self.report.seconds[step] = self.report.seconds.get(step, 0.0) + time.perf_counter() - start
+            self._start(outer)
+
+    def _start(self, step: str) -> None:
+        now = time.perf_counter()
+        if self._step_timed:
+            seconds = self.report.seconds
+            seconds[self._step_timed] = seconds.get(self._step_timed, 0.0) + now - self._since
+        self._step_timed, self._since = step, now
 
 
 @dataclass
@@ -326,32 +372,6 @@ class _Step:
     def become(self, other: _Step) -> None:
         self.compaction, self.constants, self.folded = other.compaction, other.constants, other.folded
         self.replacement = other.replacement
-
-
-def _mend(replay: Replay, compaction: Compaction, mismatch: Mismatch) -> Mismatch | None:
-    """Try the integer attributes of the failing module and its parents; return the mismatch that is left."""
-    changes = replay.changes(mismatch)
-    modules = dict(compaction.model.named_modules())
-    name = mismatch.module
-    while True:
-        module = modules.get(name)
-        for attribute, value in list(vars(module).items()) if module is not None else []:
-            if isinstance(value, bool) or not isinstance(value, int) or value not in changes:
-                continue
-            compaction.set(name, attribute, changes[value])
-            after = replay.run(compaction.model)
-            if after is None or after.index > mismatch.index:
-                return after
-            compaction.unset(name, attribute)
-        if not name:
-            return mismatch
-        name = name.rpartition(".")[0]
-
-
-def _labels_of(graph: ChannelGraph, name: str) -> Array:
-    import numpy as np
-
-    return np.flatnonzero(np.isin(graph.solution.classes, graph.group(name).classes))
 
 
 def _inexact(plan: Plan, constants: list[fold.FoldedBias]) -> list[str]:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from nni_plugins.channels.flexible import exchange
+
 if TYPE_CHECKING:
     from nni_plugins.speedup.compact import Compaction
 
@@ -18,7 +20,8 @@ def attach(model: nn.Module, compaction: Compaction, added: list[str]) -> None:
 
     A model that was compacted before gets the two steps joined into one: indices always count in the first model.
     """
-    earlier: dict[str, Any] = getattr(model, _ATTRIBUTE, None) or {"slices": {}, "shapes": {}, "sizes": {}, "added": []}
+    earlier: dict[str, Any] = {"slices": {}, "shapes": {}, "sizes": {}, "added": [], "flexible": []}
+    earlier |= getattr(model, _ATTRIBUTE, None) or {}
     graph = compaction.plan.graph
     slices = {name: dict(dims) for name, dims in earlier["slices"].items()}
     for name, dims in compaction.plan.slices().items():
@@ -32,7 +35,13 @@ def attach(model: nn.Module, compaction: Compaction, added: list[str]) -> None:
     for module, values in compaction.sizes.items():
         sizes.setdefault(module, {}).update(values)
     shapes = {**{name: list(shape) for name, shape in graph.shapes.items()}, **earlier["shapes"]}
-    record: dict[str, Any] = {"slices": slices, "shapes": shapes, "sizes": sizes, "added": [*earlier["added"], *added]}
+    record: dict[str, Any] = {
+        "slices": slices,
+        "shapes": shapes,
+        "sizes": sizes,
+        "added": [*earlier["added"], *added],
+        "flexible": [*earlier["flexible"], *compaction.flexible],
+    }
     for name in record["added"]:
         record["shapes"].pop(name, None)
     setattr(model, _ATTRIBUTE, record)
@@ -44,7 +53,9 @@ def record_of(model: nn.Module) -> dict[str, Any] | None:
 
 
 def restore(model: nn.Module, record: dict[str, Any]) -> None:
-    """Give a freshly built model the shapes that a record says: parameters, buffers, attributes and added biases."""
+    """Give a freshly built model what a record says: flexible forwards, shapes, attributes and added biases."""
+    for name in record.get("flexible", []):
+        exchange(model.get_submodule(name))
     tensors: dict[str, torch.Tensor] = dict(model.named_parameters()) | dict(model.named_buffers())
     for name, dims in record["slices"].items():
         tensor = tensors[name]

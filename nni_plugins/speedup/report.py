@@ -32,7 +32,7 @@ class SpeedupReport:
     inexact
         Where the compact model cannot equal the masked one exactly, and why.
     seconds
-        Time spent, by step: watch, masks, removal (replay included), proof.
+        Time spent, by step: watch (rehearsal included), masks, replay, removal, proof.
     """
 
     macs_before: int = 0

@@ -23,7 +23,8 @@ from torch import nn
 from nni_plugins.speedup.record import record_of, restore
 
 FORMAT = "nni-plugins compact model"
-VERSION = 1
+VERSION = 2
+_READS = ("1", "2")  # 1 had no modules with a forward of flexible width
 _PLAN = "plan/"
 _BITS = "bits/"
 
@@ -104,6 +105,7 @@ def save_compact(compact: nn.Module, path: str | Path) -> SavedFile:
         "shapes": json.dumps(record["shapes"]),
         "sizes": json.dumps(record["sizes"]),
         "added": json.dumps(record["added"]),
+        "flexible": json.dumps(record["flexible"]),
         "sparse": json.dumps(sparse),
     }
     text["checksum"] = _checksum(tensors, text)
@@ -153,10 +155,8 @@ def load_compact(path: str | Path, build_model: Callable[[], nn.Module], *, devi
         for name, tensor in tensors.items()
         if not name.startswith(_BITS)
     }
-    restore(
-        model,
-        {"slices": slices, "shapes": shapes, "sizes": json.loads(text["sizes"]), "added": json.loads(text["added"])},
-    )
+    record = {key: json.loads(text.get(key, "[]")) for key in ("sizes", "added", "flexible")}
+    restore(model, {"slices": slices, "shapes": shapes, **record})
     _fill(model.to(device), state, path)
     return model.eval()
 
@@ -223,7 +223,7 @@ def _read(path: Path, device: Any) -> tuple[dict[str, torch.Tensor], dict[str, s
             text = file.metadata() or {}
             if text.get("format") != FORMAT:
                 raise CompactFileError(f"{path}: a safetensors file, but not a compact model of nni-plugins")
-            if text.get("version") != str(VERSION):
+            if text.get("version") not in _READS:
                 raise CompactFileError(f"{path}: format version {text.get('version')}; this release reads {VERSION}")
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError, UnicodeDecodeError) as error:

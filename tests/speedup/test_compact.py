@@ -32,14 +32,15 @@ def test_an_earlier_loss_does_not_hold_the_old_shapes():
     assert loss.requires_grad
 
 
-def test_a_try_that_is_taken_back_leaves_the_value_before_it():
+def test_what_is_taken_back_is_as_before():
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
     change = compaction(model)
     change.apply()
-    change.set("2", "in_features", 5)
-    change.unset("2", "in_features")
-    assert model[2].in_features == 3
-    assert change.sizes["2"] == {"in_features": 3}
+    assert (model[2].in_features, change.sizes["2"]) == (3, {"in_features": 3})
+    change.undo()
+    assert (model[2].in_features, change.sizes) == (8, {})
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
 def test_memory_formats_stay():

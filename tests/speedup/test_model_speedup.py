@@ -283,12 +283,15 @@ def test_a_stale_attribute_is_mended():
 def test_a_size_written_into_the_forward_puts_its_group_back_and_goes_on():
     model = Stale(written=True)
     x = torch.randn(4, 3)
-    plan = half(model, x)
-    expected = masked_output(model, plan.masks(model), x)
-    speedup = ModelSpeedup(model, x, plan.masks(model))
+    masks = half(model, x).masks(model)
+    masks["b"] = {"weight": torch.ones(6, 8), "bias": torch.tensor([1.0, 1, 1, 0, 0, 0])}
+    masks["b"]["weight"][3:] = 0
+    expected = masked_output(model, masks, x)
+    speedup = ModelSpeedup(model, x, masks)
     compact = speedup.speedup_model()
     assert (model.a.out_features, model.b.out_features) == (4, 6)
     assert len(speedup.report.put_back) == 1
+    assert speedup.report.put_back[0].startswith("b: 3 of 6 units: its forward holds a fixed size")
     assert "aten.view" in speedup.report.put_back[0]
     assert torch.allclose(compact(x), expected, atol=1e-6)
 
@@ -455,7 +458,7 @@ def test_report_is_plain_data_and_readable(caplog):
     data = json.loads(json.dumps(speedup.report.to_dict()))
     assert data["removed"]["a"] == [4, 8]
     assert data["macs_after"] < data["macs_before"]
-    assert set(data["seconds"]) == {"watch", "masks", "removal", "proof"}
+    assert set(data["seconds"]) == {"watch", "masks", "replay", "removal", "proof"}
     assert "largest error against the masked model" in str(speedup.report)
     assert "MACs" in caplog.text
 

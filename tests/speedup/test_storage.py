@@ -172,7 +172,7 @@ def test_foreign_files(tmp_path):
     save_file({"weight": torch.ones(2)}, path)
     refused(path, build, "not a compact model of nni-plugins")
     save_file({"weight": torch.ones(2)}, path, metadata={"format": "nni-plugins compact model", "version": "99"})
-    refused(path, build, "format version 99; this release reads 1")
+    refused(path, build, "format version 99; this release reads 2")
     with pytest.raises(FileNotFoundError):
         load_compact(tmp_path / "none.safetensors", build)
 

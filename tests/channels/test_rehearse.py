@@ -1,0 +1,156 @@
+"""A rehearsal finds what a forward holds: attributes that must follow, and sizes that keep a group from going."""
+
+import time
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from nni_plugins.channels import ChannelGraph, Plan
+from nni_plugins.channels.replay import Replay
+
+
+def state_of(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+class Stale(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Sequential(nn.Linear(4, 6), nn.ReLU())
+        self.tail = nn.Linear(6, 2)
+
+    def forward(self, x):
+        return self.tail(self.inner(x).view(-1, 2, 3).flatten(1))
+
+
+def test_a_size_written_into_the_forward_freezes_its_group():
+    model, x = Stale(), torch.randn(2, 4)
+    assert any(g.prunable for g in ChannelGraph.watch(model, x, rehearse=False).groups)
+    graph = ChannelGraph.watch(model, x)
+    assert not any(g.prunable for g in graph.groups)
+    assert "its forward holds a fixed size" in {f.reason for f in graph.frozen}
+    assert any("aten.view in the model" in g.reason for g in graph.groups)
+
+
+class Attention(nn.Module):
+    """As people write it: heads and widths in attributes."""
+
+    def __init__(self, width, heads, written):
+        super().__init__()
+        self.heads, self.all, self.written = heads, width, written
+        self.head_dim = width // heads
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, x):
+        b, n, c = x.shape
+        head_dim = c // self.heads if self.written else self.head_dim
+        q, k, v = self.qkv(x).reshape(b, n, 3, self.heads, head_dim).permute(2, 0, 3, 1, 4)
+        x = F.softmax(q @ k.transpose(-2, -1) * 0.25, dim=-1) @ v
+        return self.out(x.transpose(1, 2).reshape(b, n, c if self.written else self.all))
+
+
+class Block(nn.Module):
+    def __init__(self, width, heads, written):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.attention = Attention(width, heads, written)
+        self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+
+    def forward(self, x):
+        x = x + self.attention(self.norm(x))
+        return x + self.mlp(x)
+
+
+class Transformer(nn.Module):
+    def __init__(self, depth=3, width=32, heads=4, written=False):
+        super().__init__()
+        self.first = nn.Linear(5, width)
+        self.blocks = nn.ModuleList(Block(width, heads, written) for _ in range(depth))
+        self.head = nn.Linear(width, 3)
+
+    def forward(self, x):
+        x = self.first(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x.mean(dim=1))
+
+
+X = torch.randn(2, 7, 5)
+
+
+def test_attributes_follow_heads():
+    model = Transformer()
+    before, attributes = state_of(model), dict(vars(model.blocks[1].attention))
+    graph = ChannelGraph.watch(model, X)
+    heads = [g for g in graph.groups if g.kind == "heads"]
+    assert [(g.size, g.exact, g.prunable) for g in heads] == [(4, True, True)] * 3
+    assert {("blocks.1.attention", "heads"), ("blocks.1.attention", "all")} <= set(graph.learnt)
+    plan = Plan(graph, {heads[1].name: [0, 2, 3]})
+    assert plan.sizes()["blocks.1.attention", "heads"] == {4: 3}
+    assert plan.sizes()["blocks.1.attention", "all"] == {32: 24}
+    assert Replay(plan, X).run(model) is None
+    assert vars(model.blocks[1].attention) == attributes
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_heads_that_the_forward_counts_on_are_frozen_and_hidden_units_are_not():
+    graph = ChannelGraph.watch(Transformer(written=True), X)
+    assert {g.kind for g in graph.groups if g.prunable and g.exact} == {"hidden"}
+    assert sum(g.prunable and g.exact for g in graph.groups) == 3
+    assert any("its forward holds a fixed size" in g.reason for g in graph.groups if g.kind == "heads")
+
+
+def test_head_dimensions_on_request():
+    model = Transformer()
+    graph = ChannelGraph.watch(model, X, units="head_dim")
+    dims = [g for g in graph.groups if g.kind == "head_dim" and g.prunable and g.exact]
+    assert len(dims) == 3
+    assert {g.size for g in dims} == {8}
+    assert Replay(Plan(graph, {dims[0].name: range(5)}), X).run(model) is None
+    with pytest.raises(ValueError, match="units is 'rows'; it must be"):
+        ChannelGraph.watch(model, X, units="rows")
+
+
+@pytest.mark.parametrize("written", [False, True])
+def test_the_number_of_replays_does_not_grow_with_depth(written, monkeypatch):
+    count = []
+    run = Replay.run
+    monkeypatch.setattr(Replay, "run", lambda self, model: count.append(1) or run(self, model))
+    counts = []
+    for depth in (2, 12):
+        count.clear()
+        ChannelGraph.watch(Transformer(depth, written=written), X)
+        counts.append(len(count))
+    assert counts[0] == counts[1] < 20
+
+
+def test_a_deep_transformer_is_watched_in_bounded_time():
+    start = time.perf_counter()
+    graph = ChannelGraph.watch(Transformer(48, written=True), X)
+    assert sum(g.prunable and g.exact for g in graph.groups) == 48
+    assert time.perf_counter() - start < 60
+
+
+class Fickle(nn.Module):
+    """Runs one operator more each time."""
+
+    runs = 0
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 2)
+
+    def forward(self, x):
+        Fickle.runs += 1
+        x = self.a(x)
+        for _ in range(Fickle.runs):
+            x = F.relu(x)
+        return self.b(x)
+
+
+def test_a_model_that_never_runs_twice_alike_is_watched_all_the_same(caplog):
+    graph = ChannelGraph.watch(Fickle(), torch.randn(2, 4))
+    assert graph.groups
+    assert "does not run twice in the same way" in caplog.text
