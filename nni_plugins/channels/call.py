@@ -166,7 +166,8 @@ class Call:
             self.trace.consumed.append(right.labels[right_dim])
         elif not left.zero and not right.zero:
             self.inexact(left.labels[left_dim], "a masked unit is not zero where it is summed over")
-        self.contractions.append(Contraction(left, left_dim, right, right_dim, weight=weight, **details))
+        rows = len(right.shape) > 1  # a vector of weights has none: its product makes no new units
+        self.contractions.append(Contraction(left, left_dim, right, right_dim, weight=weight and rows, **details))
 
     def sum_over(self, info: Info, dim: int) -> None:
         """Note a plain sum over a dimension."""
@@ -189,6 +190,10 @@ class Call:
         self.trace.terms.append(Term(self.module, share, arrays))
 
 
+#: What transformers' models return beside their outputs: keys and values for the next call, as wide as the heads.
+_STATE = frozenset(["past_key_values", "past_key_value"])
+
+
 def output_tensors(out: Any) -> list[torch.Tensor]:
     """Return the tensors in what a model returned: nested tuples, lists, dicts and dataclasses."""
     return list(_tensors(out))
@@ -201,8 +206,9 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
         for item in value:
             yield from _tensors(item)
     elif isinstance(value, dict):
-        for item in value.values():
-            yield from _tensors(item)
+        for key, item in value.items():
+            if key not in _STATE:
+                yield from _tensors(item)
     elif hasattr(value, "__dataclass_fields__"):
         for name in value.__dataclass_fields__:
             yield from _tensors(getattr(value, name, None))

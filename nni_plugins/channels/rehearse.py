@@ -19,7 +19,7 @@ from nni_plugins.channels.call import Info, Operator
 from nni_plugins.channels.graph import ChannelGraph
 from nni_plugins.channels.labels import Array, Cause
 from nni_plugins.channels.plan import Plan
-from nni_plugins.channels.replay import Mismatch, Replay
+from nni_plugins.channels.replay import Mismatch, Replay, plain_name
 
 _logger = logging.getLogger(__name__)
 
@@ -278,9 +278,9 @@ class _Peers:
         counts: dict[tuple[str, str], int] = {}
         for operator in self._graph.trace.operators:
             anchor, below = self._anchor(operator.module)
-            key = (operator.module, operator.name)
+            key = (operator.module, plain_name(operator.name))
             ordinal = counts[key] = counts.get(key, 0) + 1
-            signature = (type(self._modules.get(anchor)), below, operator.name, ordinal)
+            signature = (type(self._modules.get(anchor)), below, key[1], ordinal)
             self._signatures[id(operator)] = (signature, anchor)
             self._at.setdefault(signature, []).append((operator, anchor))
 

@@ -25,6 +25,13 @@ _SAME = {
     "aten._reshape_alias": "aten.view",
     "aten.reshape": "aten.view",
 }
+
+
+def plain_name(operator: str) -> str:
+    """Return the name that operators which say the same share."""
+    return _SAME.get(operator, operator)
+
+
 #: Copies and aliases, which come and go as strides and caches fall out.
 COPIES = frozenset(["aten.clone", "aten.contiguous", "aten.detach", "aten.alias", "aten.lift_fresh"])
 
@@ -106,7 +113,7 @@ class Replay:
             if position >= len(self.operators):
                 raise _Stop(Mismatch(position, None, "the compact model runs more operators"))
             operator = self.operators[position]
-            if _SAME.get(name, name) != _SAME.get(operator.name, operator.name):
+            if plain_name(name) != plain_name(operator.name):
                 raise _Stop(Mismatch(position, operator, f"the compact model runs {name} here"))
             for tensor, info in zip(tensors, operator.outputs, strict=False):
                 wanted = self.predicted(info)

@@ -18,20 +18,21 @@ from nni_plugins.channels.labels import Array, Cause
 from nni_plugins.channels.plan import Plan
 from nni_plugins.channels.rehearse import FIXED, settled
 from nni_plugins.speedup import fold, record
+from nni_plugins.speedup.activations import with_activations
 from nni_plugins.speedup.compact import Compaction
 from nni_plugins.speedup.infer import MaskInference
-from nni_plugins.speedup.masks import bake, parameter_masks, read_masks, unbake
+from nni_plugins.speedup.masks import activation_masks, bake, parameter_masks, read_masks, unbake
 from nni_plugins.speedup.nodes import build_nodes
 from nni_plugins.speedup.replacement import Replacement
 from nni_plugins.speedup.report import SpeedupReport
 from nni_plugins.speedup.verify import (
+    FaintWeights,
     draws_random_numbers,
     largest_error,
     masked,
     outputs_of,
     random_like,
     tolerance_of,
-    zero_weights_filled,
 )
 
 _logger = logging.getLogger(__name__)
@@ -51,7 +52,8 @@ class ModelSpeedup(NniModelSpeedup):
     dummy_input
         A tensor, a tuple or list of positional arguments, or a dict of keyword arguments.
     masks_or_file
-        NNI's masks ``{module: {target: mask}}``, or the path of a file that holds them (``torch.save`` or safetensors).
+        NNI's masks ``{module: {target: mask}}``, or the path of a file that holds them (``torch.save`` or safetensors);
+        what else is taken, :func:`~nni_plugins.speedup.masks.read_masks` says.
     map_location
         As in ``torch.load``, for a mask file.
     customized_replacers
@@ -126,6 +128,7 @@ class ModelSpeedup(NniModelSpeedup):
         self.exact_only = exact_only
         self.verify = verify
         self._masks = parameter_masks(model, self.masks)
+        self._activations = activation_masks(model, self.masks)
 
     def speedup_model(self) -> nn.Module:
         """Do it, and return the model (the same object, smaller)."""
@@ -155,6 +158,7 @@ class ModelSpeedup(NniModelSpeedup):
         """Watch the model; attention loses head dimensions, not heads, where that is what the masks ask for."""
         rehearse: Any = "exact" if self.exact_only else True
         graph = ChannelGraph.watch(self.bound_model, self.dummy_input, rehearse=rehearse)
+        self._masks = with_activations(graph, self.bound_model, self.dummy_input, self._masks, self._activations)
         if not MaskInference(graph, self.bound_model, self._masks).masks_parts_of_heads():
             return graph
         other = graph.with_units("head_dim").rehearsed(self.bound_model, self.dummy_input, inexact=not self.exact_only)
@@ -166,33 +170,45 @@ class ModelSpeedup(NniModelSpeedup):
     def _proven(self, graph: ChannelGraph) -> _Step:
         """Compact, hold the result against the masked model, and put back what is wrong."""
         inputs = random_like(self.dummy_input)
-        with zero_weights_filled(self.bound_model, self._masks) as filled:
+        faint = FaintWeights(self.bound_model, self._masks)
+        step: _Step | None = None
+        try:
             with self._timed("proof"):
                 expected = outputs_of(self.bound_model, inputs)
             step = self._compact(graph)
-            try:
-                with self._timed("proof"):
-                    wrong = self._wrong(step, inputs, expected)
-                    drawn = wrong and draws_random_numbers(self.bound_model, inputs)
-                    if wrong and not drawn:
-                        self._put_wrong_ones_back(step, inputs, expected)
-                    self.report.max_error, self.report.relative_error = largest_error(
-                        outputs_of(self.bound_model, inputs), expected
-                    )
-                    if drawn:
-                        self.report.max_error = self.report.relative_error = None
-            except BaseException:
+            drawn = self._prove(step, inputs, expected)
+        except BaseException:
+            if step is not None:
                 step.undo()
-                raise
-            if filled:
-                step.undo()
-        if filled:
+            faint.put_back()
+            raise
+        if faint.filled and not step.constants and step.replacement is None:
+            faint.put_back(step.compaction.plan)
+        elif faint.filled:  # what was folded came from weights that are not the model's
+            step.undo()
+            faint.put_back()
             step = self._compact(step.compaction.plan.graph)
         if drawn:
             self.report.inexact.append(
                 "not proved: the forward draws random numbers, and other ones when it is smaller"
             )
         return step
+
+    def _prove(self, step: _Step, inputs: Any, expected: list[torch.Tensor]) -> bool:
+        """Hold the compact model against the masked one, and put back what is wrong.
+
+        Returns whether nothing can be said, because the forward draws random numbers.
+        """
+        with self._timed("proof"):
+            wrong = self._wrong(step, inputs, expected)
+            drawn = wrong and draws_random_numbers(self.bound_model, inputs)
+            if wrong and not drawn:
+                self._put_wrong_ones_back(step, inputs, expected)
+            outputs = outputs_of(self.bound_model, inputs)
+            self.report.max_error, self.report.relative_error = largest_error(outputs, expected)
+            if drawn:
+                self.report.max_error = self.report.relative_error = None
+        return drawn
 
     def _compact(self, graph: ChannelGraph) -> _Step:
         """Infer what goes, replay that until it is clean, and remove it."""

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from nni_plugins.channels.call import output_tensors
+from nni_plugins.channels.plan import Plan
 from nni_plugins.channels.preserve import preserved, random_state_kept
 from nni_plugins.channels.watch import as_arguments, map_tensors
 
@@ -75,29 +76,46 @@ def tolerance_of(model: nn.Module, outputs: Iterable[torch.Tensor] = ()) -> floa
     return max((TOLERANCE.get(kind, 1e-4) for kind in kinds), default=1e-4)
 
 
-@contextmanager
-def zero_weights_filled(model: nn.Module, masks: dict[str, torch.Tensor]) -> Iterator[list[nn.Parameter]]:
-    """Fill weights that are all zero for the time being, so that a head initialised to zero cannot hide an error.
+#: Weights all below this hide what they multiply: a head initialised to zero, a LayerScale of 1e-6.
+FAINT = 1e-4
 
-    Gives the parameters that it fills. What is folded while they are filled is not what their zeros leave behind.
+
+class FaintWeights:
+    """Weights that are all (nearly) zero are filled for the proof, so that they cannot hide an error behind them.
+
+    What is folded while they are filled is not what they leave behind.
+
+    Attributes
+    ----------
+    filled
+        ``{parameter name: what it held}``.
     """
-    filled: list[nn.Parameter] = []
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
+
+    def __init__(self, model: nn.Module, masks: Mapping[str, torch.Tensor]) -> None:
+        self._parameters = dict(model.named_parameters())
+        self.filled: dict[str, torch.Tensor] = {}
+        generator = torch.Generator().manual_seed(1)
+        for name, parameter in self._parameters.items():
             if name.endswith("bias") or not parameter.is_floating_point() or parameter.is_meta:
                 continue
             mask = masks.get(name)
-            if parameter.numel() > 1 and not parameter.any() and (mask is None or mask.any()):
+            if parameter.numel() > 1 and _is_faint(parameter) and (mask is None or mask.any()):
                 noise = 0.1 * torch.randn(parameter.shape, generator=generator)
-                parameter.data.copy_(noise if mask is None else noise * mask.to(noise))
-                filled.append(parameter)
-    try:
-        yield filled
-    finally:
-        with torch.no_grad():
-            for parameter in filled:
-                parameter.data.zero_()
+                self.filled[name] = parameter.data
+                parameter.data = (noise if mask is None else noise * mask.to(noise)).to(parameter)
+
+    def put_back(self, plan: Plan | None = None) -> None:
+        """Give the weights back what they held; of the compact model of a plan, what of it is kept."""
+        for name, data in self.filled.items():
+            for dim, kept in (plan.dimensions(name) if plan is not None else {}).items():
+                data = data.index_select(dim, torch.as_tensor(kept, device=data.device))
+            self._parameters[name].data = data
+        self.filled = {}
+
+
+def _is_faint(parameter: torch.Tensor) -> bool:
+    first = parameter.detach().flatten()[:64]  # most are not, and a look at the first few says so
+    return bool(first.abs().amax() < FAINT) and bool(parameter.detach().abs().amax() < FAINT)
 
 
 @contextmanager
