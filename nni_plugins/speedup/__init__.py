@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nni_plugins.speedup.mask_updaters import MASK_UPDATERS
     from nni_plugins.speedup.model_speedup import ModelSpeedup
+    from nni_plugins.speedup.origins import masks_of_torch_prune, masks_of_zeros
     from nni_plugins.speedup.replacers import REPLACERS
     from nni_plugins.speedup.report import SpeedupReport
     from nni_plugins.speedup.storage import CompactFileError, load_compact, save_compact
@@ -18,6 +19,8 @@ __all__ = [
     "ModelSpeedup",
     "SpeedupReport",
     "load_compact",
+    "masks_of_torch_prune",
+    "masks_of_zeros",
     "save_compact",
 ]
 
@@ -27,6 +30,8 @@ _HOMES = {
     "CompactFileError": "storage",
     "load_compact": "storage",
     "save_compact": "storage",
+    "masks_of_torch_prune": "origins",
+    "masks_of_zeros": "origins",
     "MASK_UPDATERS": "mask_updaters",
     "REPLACERS": "replacers",
 }

@@ -28,10 +28,12 @@ from nni_plugins.channels.call import ModuleCall
 from nni_plugins.channels.graph import ChannelGraph
 from nni_plugins.channels.labels import Array
 from nni_plugins.channels.plan import Plan, mask_of
+from nni_plugins.channels.rehearse import settled
 from nni_plugins.speedup import fold
+from nni_plugins.speedup.activations import with_activations
 from nni_plugins.speedup.compact import Compaction
 from nni_plugins.speedup.infer import MaskInference
-from nni_plugins.speedup.masks import bake, parameter_masks, unbake
+from nni_plugins.speedup.masks import activation_masks, bake, parameter_masks, unbake
 from nni_plugins.speedup.nodes import activation_mask
 
 _logger = logging.getLogger(__name__)
@@ -121,19 +123,25 @@ def _add_to_full_bias(module: Any, item: fold.FoldedBias, plan: Plan) -> None:
 
 def _infer(speedup: Any) -> _Found | None:
     model, inputs = speedup.bound_model, speedup.dummy_input
-    masks = parameter_masks(model, speedup.masks)
+    masks, activations = parameter_masks(model, speedup.masks), activation_masks(model, speedup.masks)
     try:
         graph = ChannelGraph.watch(model, inputs)
     except Exception as error:
         _logger.warning("the model cannot be watched, so NNI infers the masks: %s", str(error).splitlines()[0])
         return None
+    masks = with_activations(graph, model, inputs, masks, activations)
     before = bake(model, masks)
+    stay: list[Array] = []
+    made: list[MaskInference] = []
+
+    def plan_of(graph: ChannelGraph) -> Plan:
+        made.append(MaskInference(graph, model, masks, exact_only=False, stay=stay))
+        return made[-1].plan()
+
     try:
-        stay: list[Array] = []
         while True:
-            inference = MaskInference(graph, model, masks, exact_only=False, stay=stay)
-            plan = inference.plan()
-            constants, uneven = fold.measure(model, inputs, plan, inference.folds)
+            graph, plan = settled(graph, model, inputs, plan_of)
+            constants, uneven = fold.measure(model, inputs, plan, made[-1].folds)
             if not uneven:
                 return _Found(plan, constants)
             stay += uneven

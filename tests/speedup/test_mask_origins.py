@@ -1,0 +1,213 @@
+"""Masks of any origin: every pruner and granularity of NNI's, and what of the model goes for them."""
+
+import copy
+
+import nni
+import numpy as np
+import pytest
+import torch
+from nni.compression.pruning import (
+    AGPPruner,
+    FPGMPruner,
+    L1NormPruner,
+    L2NormPruner,
+    LevelPruner,
+    LinearPruner,
+    MovementPruner,
+    SlimPruner,
+    TaylorPruner,
+)
+from nni.compression.utils import TorchEvaluator
+from torch import nn
+from torch.nn import functional as F
+
+from nni_plugins.speedup import ModelSpeedup
+from tests.random_networks import trained_like
+
+
+class Net(nn.Module):
+    """A residual block, a depthwise convolution and two linear layers, with norms between."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.n0 = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+        self.a, self.n1 = nn.Conv2d(8, 10, 1), nn.BatchNorm2d(10)
+        self.b, self.n2 = nn.Conv2d(10, 8, 1, bias=False), nn.BatchNorm2d(8)
+        self.dw, self.n3 = nn.Conv2d(8, 8, 3, groups=8), nn.BatchNorm2d(8)
+        self.p, self.n4 = nn.Conv2d(8, 12, 1), nn.BatchNorm2d(12)
+        self.hidden, self.head = nn.Linear(12, 16), nn.Linear(16, 5)
+
+    def forward(self, x):
+        x = F.relu(self.n0(self.stem(x)))
+        x = F.relu(self.n2(self.b(F.relu(self.n1(self.a(x))))) + x)
+        x = F.relu6(self.n3(self.dw(x)))
+        x = F.relu(self.n4(self.p(x))).mean((2, 3))
+        return self.head(F.relu(self.hidden(x)))
+
+
+SIZES = {"stem": 8, "a": 10, "p": 12, "hidden": 16}
+
+
+def make(seed=0):
+    torch.manual_seed(seed)
+    model = Net().double()
+    trained_like(model, seed)
+    return model
+
+
+@pytest.fixture
+def x():
+    return torch.randn(8, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def full(model, masks):
+    """What is not masked of each layer's weight, as ``[out, in]``, by names without prefix."""
+    alive = {}
+    for name in ("stem", "a", "b", "dw", "p", "hidden", "head"):
+        weight = model.get_submodule(name).weight
+        mask = next((m for n, m in masks.items() if n.removeprefix("module.") == name), {}).get("weight")
+        mask = torch.ones(()) if mask is None else torch.as_tensor(mask)
+        alive[name] = (mask != 0).expand(weight.shape).flatten(2).any(2) if weight.dim() > 2 else (mask != 0)
+        alive[name] = alive[name].expand(weight.shape[:2]).cpu().numpy()
+    return alive
+
+
+def kept(model, masks):
+    """How many units must be left of each group, worked out by hand for :class:`Net`."""
+    w = full(model, masks)
+    norms = {n: next((m for k, m in masks.items() if k.removeprefix("module.") == n), {}).get("weight") for n in NORMS}
+    off = {n: np.zeros(SIZE[n], bool) if m is None else (m.reshape(-1) == 0).numpy() for n, m in norms.items()}
+    stem = ~w["stem"].any(1) | off["n0"]
+    a = ~(w["a"] & ~stem).any(1) | off["n1"]
+    b = ~(w["b"] & ~a).any(1) | off["n2"]
+    trunk = stem & b
+    dw = trunk | ~w["dw"].any(1) | off["n3"]
+    p = ~(w["p"] & ~dw).any(1) | off["n4"]
+    hidden = ~(w["hidden"] & ~p).any(1)
+    need = {name: np.zeros(size, bool) for name, size in SIZES.items()}
+    for _ in range(5):  # what is needed, found from the output backwards
+        need["hidden"] = ~hidden & w["head"].any(0)
+        need["p"] = ~p & w["hidden"][need["hidden"]].any(0)
+        by_p = ~dw & w["p"][need["p"]].any(0)
+        need["a"] = ~a & w["b"][need["stem"]].any(0)
+        need["stem"] = (~stem & w["a"][need["a"]].any(0)) | (~trunk & w["dw"].any(1) & by_p)
+    return {name: max(1, int(n.sum())) for name, n in need.items()}
+
+
+NORMS = ("n0", "n1", "n2", "n3", "n4")
+SIZE = {"n0": 8, "n1": 10, "n2": 8, "n3": 8, "n4": 12}
+
+
+def masked_output(model, masks, x):
+    model = copy.deepcopy(model).eval()
+    with torch.no_grad():
+        for name, targets in masks.items():
+            for target, mask in targets.items():
+                if mask is not None:
+                    getattr(model.get_submodule(name), target).mul_(torch.as_tensor(mask).cpu())
+        return model(x)
+
+
+def check(model, masks, x, given=None):
+    """The compact model equals the masked one, and what should go is gone."""
+    expected = masked_output(model, masks, x)
+    left = kept(model, masks)
+    speedup = ModelSpeedup(model, x, masks if given is None else given)
+    compact = speedup.speedup_model()
+    assert not speedup.report.put_back
+    assert not speedup.report.inexact
+    sizes = {name: speedup.report.removed.get(name, (size, size))[0] for name, size in SIZES.items()}
+    assert sizes == left
+    out = compact.eval()(x)
+    assert (out - expected).abs().max() <= 1e-9 * expected.abs().max()
+    return compact
+
+
+# -- NNI's pruners -----------------------------------------------------------------------------------------------------
+
+ALL = ["Conv2d", "Linear"]
+
+
+def config(**settings):
+    return [{"op_types": ALL, "exclude_op_names": ["head"], "sparse_ratio": 0.5, **settings}]
+
+
+def train(model, optimizer, training_step, lr_scheduler=None, max_steps=None, max_epochs=None):
+    generator = torch.Generator().manual_seed(2)
+    for _ in range(max_steps or 4):
+        x = torch.randn(8, 3, 8, 8, dtype=torch.float64, generator=generator)
+        optimizer.zero_grad()
+        training_step((x, torch.randint(0, 5, (8,), generator=generator)), model).backward()
+        optimizer.step()
+
+
+def evaluator(model):
+    optimizer = nni.trace(torch.optim.SGD)(model.parameters(), lr=0.01)
+    return TorchEvaluator(train, optimizer, lambda batch, m: F.cross_entropy(m(batch[0]), batch[1]))
+
+
+def norms():
+    return [{"op_types": ["BatchNorm2d"], "sparse_ratio": 0.4}]
+
+
+PRUNERS = {
+    "l1": lambda m: L1NormPruner(m, config()),
+    "l2": lambda m: L2NormPruner(m, config()),
+    "fpgm": lambda m: FPGMPruner(m, config()),
+    "level": lambda m: LevelPruner(m, config(sparse_ratio=0.9)),
+    "taylor": lambda m: TaylorPruner(m, config(), evaluator(m), training_steps=2),
+    "taylor in": lambda m: TaylorPruner(m, config(granularity="in_channel"), evaluator(m), training_steps=2),
+    "slim": lambda m: SlimPruner(m, norms(), evaluator(m), training_steps=2),
+    "slim global": lambda m: SlimPruner(
+        m, [{**norms()[0], "global_group_id": 1}], evaluator(m), training_steps=2, regular_scale=1e-2
+    ),
+    "movement": lambda m: MovementPruner(m, config(), evaluator(m), warmup_step=1, cooldown_begin_step=3),
+    "movement threshold": lambda m: MovementPruner(
+        m,
+        [{"op_types": ALL, "exclude_op_names": ["head"], "sparse_threshold": 0.498, "granularity": "out_channel", "max_sparse_ratio": 0.7}],
+        evaluator(m),
+        warmup_step=1,
+        cooldown_begin_step=3,
+    ),
+    "agp": lambda m: AGPPruner(L1NormPruner(m, config(), evaluator(m)), 1, 2),
+    "agp taylor": lambda m: AGPPruner(TaylorPruner(m, config(), evaluator(m), training_steps=1), 1, 2),
+    "linear": lambda m: LinearPruner(L2NormPruner(m, config(), evaluator(m)), 1, 2),
+    "linear level": lambda m: LinearPruner(LevelPruner(m, config(sparse_ratio=0.95), evaluator(m)), 1, 2),
+    "in channel": lambda m: L1NormPruner(m, config(granularity="in_channel")),
+    "out channel": lambda m: L2NormPruner(m, config(granularity="out_channel")),
+    "kernels": lambda m: L1NormPruner(m, [{"op_types": ["Conv2d"], "sparse_ratio": 0.8, "granularity": [1, 1, -1, -1]}]),
+    "blocks of rows": lambda m: L1NormPruner(
+        m, [{"op_names": ["a", "p", "hidden"], "sparse_ratio": 0.5, "granularity": [[2], "back", -1]}]
+    ),
+    "blocks": lambda m: L1NormPruner(m, [{"op_types": ["Linear"], "sparse_ratio": 0.8, "granularity": [[1, 4], "front"]}]),
+    "threshold": lambda m: L1NormPruner(
+        m, [{"op_types": ALL, "exclude_op_names": ["head"], "sparse_threshold": 1.1, "max_sparse_ratio": 0.7}]
+    ),
+    "global": lambda m: L1NormPruner(m, config(global_group_id="all", max_sparse_ratio=0.8)),
+    "dependent": lambda m: L1NormPruner(
+        m,
+        [
+            {"op_names": ["stem", "b"], "sparse_ratio": 0.5, "dependency_group_id": "residual"},
+            {"op_names": ["a", "dw", "p", "hidden"], "sparse_ratio": 0.3},
+        ],
+    ),
+}  # fmt: skip
+NO_TRAINING = {"l1", "l2", "fpgm", "level", "in channel", "out channel", "kernels", "blocks", "blocks of rows",
+               "threshold", "global", "dependent"}  # fmt: skip
+OWN_STEPS = {"taylor", "taylor in", "slim", "slim global"}
+
+
+def masks_of(name, model):
+    pruner = PRUNERS[name](model)
+    steps = () if name in NO_TRAINING | OWN_STEPS else (4, None)
+    _, masks = pruner.compress(*steps)
+    pruner.unwrap_model()
+    return pruner, masks
+
+
+@pytest.mark.parametrize("name", PRUNERS)
+def test_masks_of_nnis_pruners(name, x):
+    model = make()
+    _, masks = masks_of(name, model)
+    assert any((m == 0).any() for targets in masks.values() for m in targets.values() if m is not None)
+    check(model, masks, x)
