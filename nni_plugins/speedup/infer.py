@@ -252,6 +252,8 @@ class MaskInference:
         for contraction in operator.contractions:
             if contraction.weight:
                 self._contract(operator, contraction)
+            elif contraction.right is not None and name == "aten.bmm":
+                self._product(operator, contraction)
 
     def _multiply(self, operator: Operator) -> None:
         out = operator.outputs[0]
@@ -260,6 +262,14 @@ class MaskInference:
             for labels, zero in zip(info.labels, state.zero, strict=True):
                 if labels is not None and zero is not None and zero.any():
                     self._kill(out, self._classes[labels[zero]])
+
+    def _product(self, operator: Operator, c: Contraction) -> None:
+        """A product of activations is zero wherever a row of the one or a column of the other is, or a batch of either."""
+        for info, contracted in ((c.left, c.left_dim), (c.right, c.right_dim)):
+            assert info is not None
+            for dim, labels in enumerate(info.labels):
+                if labels is not None and dim != contracted and self._zero(info, dim).any():
+                    self._kill(operator.outputs[0], self._classes[labels[self._zero(info, dim)]])
 
     def _kill(self, out: Info, classes: Array) -> None:
         self._live[classes] = True
