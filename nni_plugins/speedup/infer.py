@@ -264,7 +264,7 @@ class MaskInference:
                     self._kill(out, self._classes[labels[zero]])
 
     def _product(self, operator: Operator, c: Contraction) -> None:
-        """A product of activations is zero wherever a row of the one or a column of the other is, or a batch of either."""
+        """A product of activations is zero where a row of the one, a column of the other, or a batch of either is."""
         for info, contracted in ((c.left, c.left_dim), (c.right, c.right_dim)):
             assert info is not None
             for dim, labels in enumerate(info.labels):
@@ -376,7 +376,7 @@ class MaskInference:
         for group in removable:
             stays[group.classes] = False
         self._needed |= stays
-        contractions = [(op, c) for op in reversed(self._graph.trace.operators) for c in op.contractions]
+        contractions = [(op, c) for op in self._useful() for c in op.contractions]
         rows: dict[int, Array] = {}
         constants: dict[int, Array] = {}
         while True:
@@ -393,6 +393,17 @@ class MaskInference:
                 return [(op, c, constants[id(c)]) for op, c in reversed(contractions) if constants[id(c)].any()]
             for group in emptied:
                 self._needed[group.classes[0]] = True  # a layer is never emptied
+
+    def _useful(self) -> list[Operator]:
+        """The operators whose results reach an output, from the outputs backwards."""
+        wanted = {id(info) for info in self._graph.trace.outputs}
+        found = []
+        for operator in reversed(self._graph.trace.operators):
+            writes = operator.name.endswith("_") or not operator.outputs  # who reads that is not known
+            if writes or any(id(info) in wanted for info in operator.outputs):
+                wanted.update(id(info) for info in operator.inputs)
+                found.append(operator)
+        return found
 
     def _needed_rows(self, operator: Operator, c: Contraction) -> Array:
         """Which units of a contraction's result are needed."""
