@@ -421,7 +421,7 @@ class MaskInference:
         zero, classes = self._zero(c.left, c.left_dim), self._classes[labels]
         if c.right is None or not c.weight:
             other = zero
-            if c.right is not None and c.right.labels[c.right_dim] is not None:
+            if c.right is not None and c.groups == 1 and c.right.labels[c.right_dim] is not None:
                 other = zero | self._zero(c.right, c.right_dim)
             self._needed[classes[~other]] = True
             return np.zeros(0, dtype=bool)

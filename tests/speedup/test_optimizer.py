@@ -70,7 +70,7 @@ def test_without_it_an_optimizer_with_momentum_fails_aloud():
     optimizer = stepped(model, OPTIMIZERS["momentum"])
     sped_up(model)
     F.cross_entropy(model.train()(X), torch.tensor([0, 1, 2, 3])).backward()
-    with pytest.raises(RuntimeError, match="must match the size|output with shape"):
+    with pytest.raises(RuntimeError, match=r"must match the size|output with shape"):
         optimizer.step()
 
 
