@@ -209,12 +209,19 @@ def classify(pl, nas, folder):
 
 
 def test_training_goes_on_without_onnx(lightning, nas, tmp_path, monkeypatch):
-    if not nas_onnx._missing():
-        pytest.skip("the onnx packages are installed")
-    assert nas_onnx.PATCH.state == "applied"
-    with pytest.warns(UserWarning, match="ONNX conversion failed.*requires `onnx`"):
+    supervised = nas.SupervisedLearningModule
+    if nas_onnx._missing():
+        assert nas_onnx.PATCH.state == "applied"
+    else:  # the packages are installed: hide them
+        for name in ("onnx", "onnxscript"):
+            monkeypatch.setitem(sys.modules, name, None)
+        monkeypatch.setattr(supervised, "to_onnx", supervised.to_onnx)  # so that it is put back
+        del supervised.to_onnx
+        assert nas_onnx.PATCH.defect(nas)
+        nas_onnx.PATCH.mend(nas)
+    with pytest.warns(UserWarning, match=r"ONNX conversion failed.*onnx"):
         assert classify(lightning, nas, tmp_path) == 6
-    monkeypatch.delattr(nas.SupervisedLearningModule, "to_onnx")
+    monkeypatch.delattr(supervised, "to_onnx")
     assert nas_onnx.PATCH.defect(nas)
     with pytest.raises(ModuleNotFoundError, match="onnx"):
         classify(lightning, nas, tmp_path)
