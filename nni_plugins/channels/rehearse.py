@@ -139,10 +139,11 @@ def _learn(
     while True:
         owner = modules.get(name)
         for attribute, value in list(vars(owner).items()) if owner is not None else []:
-            if isinstance(value, bool) or not isinstance(value, int):
+            size = value[0] if isinstance(value, (tuple, list)) and len(value) == 1 else value  # normalized_shape
+            if isinstance(size, bool) or not isinstance(size, int):
                 continue
             for place, labels in places:
-                if len(labels) != value or _follows(graph, (name, attribute), labels):
+                if len(labels) != size or _follows(graph, (name, attribute), labels):
                     continue
                 added = [((name, attribute), labels), *peers.same_attribute(mismatch.operator, name, attribute, place)]
                 before = {key: list(graph.learnt.get(key, [])) for key, _ in added}
