@@ -107,7 +107,12 @@ class CostModel:
         return self._as_cost(self._evaluate(np.array([float(keep[a].sum()) for a in self._arrays])))
 
     def group_cost(self, group: ChannelGroup) -> Cost:
-        column = self._matrix[:, [self._index[group.name]]].toarray().ravel() > 0
+        if group.prunable:
+            column = self._matrix[:, [self._index[group.name]]].toarray().ravel() > 0
+        else:  # it has no column, since it never changes
+            own = np.zeros(len(self._group_of), dtype=bool)
+            own[group.classes] = True
+            column = np.array([own[self._classes[array]].any() for array in self._arrays], dtype=bool)
         touched = np.append(column, False)[self._factors].any(axis=1)
         values = self._evaluate(self._matrix @ self._sizes + self._constant[:-1])
         return self._as_cost(np.where(touched, values, 0.0))

@@ -1,0 +1,218 @@
+"""The latency table: what a run of a model takes, as a function of how many units its groups keep."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from scipy.sparse import csr_matrix, vstack
+from torch import nn
+
+from nni_plugins.channels.labels import Array
+from nni_plugins.channels.latency.cache import Cache, cache_folder, machine
+from nni_plugins.channels.latency.clock import Clock, cache_bytes
+from nni_plugins.channels.latency.curves import Curve, Curves
+from nni_plugins.channels.latency.entries import CallOf, Entry, Progress, entries_of, time_curves, time_run, times_at
+from nni_plugins.channels.latency.operators import record
+from nni_plugins.channels.latency.sizes import Sizes
+
+if TYPE_CHECKING:
+    from nni_plugins.channels.graph import ChannelGraph, ChannelGroup
+
+_CALL_MS = 0.004  # what Python takes around an operator, at most; more than that is the operators' own
+
+
+class LatencyTable:
+    """Latency of a model for any kept counts, from times of its operators on this machine.
+
+    Make one by :meth:`measure`. Each operator is timed within the model's run, and alone at several sizes; its time in
+    a smaller model is the former, times what the latter say of the smaller size. What the model's own Python code takes
+    (``overhead_ms``) does not shrink.
+
+    Attributes
+    ----------
+    measured_ms
+        Time of the model's run as it is.
+    overhead_ms
+        What of it is not in the operators.
+    machine
+        What the times are true of: processor, torch, threads and settings.
+    taken
+        How many times were taken by :meth:`measure`, and not known from before.
+    seconds
+        How long :meth:`measure` took.
+    """
+
+    def __init__(
+        self,
+        graph: ChannelGraph,
+        sizes: Sizes,
+        entries: list[Entry],
+        calls: list[CallOf],
+        measured_ms: float,
+        clock: Clock,
+        cache: Cache,
+        curves: bool,
+    ) -> None:
+        self.graph = graph
+        self.measured_ms = measured_ms
+        self.machine = cache.machine
+        self.taken = cache.taken
+        self.seconds = 0.0
+        self._entries, self._calls, self._clock, self._cache = entries, calls, clock, cache
+        within = sum(entry.within_ms * entry.count for entry in entries)
+        self.overhead_ms = min(max(0.0, measured_ms - within), len(calls) * _CALL_MS)
+        self._counts = np.array([entry.count for entry in entries], dtype=np.float64)
+        scale = (measured_ms - self.overhead_ms) / within if within else 1.0
+        self._full_ms = np.array([entry.within_ms for entry in entries]) * scale
+        self._all = graph.cost_model.counts(None)
+        self._rows, self._row_constants = sizes.pack()
+        self._pack()
+        self._curves = Curves([entry.curve or Curve([]) for entry in entries]) if curves else None
+
+    @classmethod
+    def measure(
+        cls,
+        graph: ChannelGraph,
+        model: nn.Module,
+        dummy_input: Any,
+        *,
+        threads: int = 1,
+        curves: bool = True,
+        seconds: float = 60.0,
+        cache: Path | str | bool = True,
+        fresh: bool = False,
+        progress: Progress | None = None,
+    ) -> LatencyTable:
+        """Time the operators of a model, unless they are known of this machine already, and return its table.
+
+        Parameters
+        ----------
+        graph
+            The channel graph of ``model``, watched on ``dummy_input``.
+        model
+            It is run in eval mode, on its own device, and left as it was.
+        dummy_input
+            A tensor, a tuple or list of positional arguments, or a dict of keyword arguments, on the model's device.
+        threads
+            CPU threads of a run.
+        curves
+            Time operators at smaller sizes too. Without, the table is made in the time of some runs and gives shares of
+            modules and groups, but no latency of anything smaller.
+        seconds
+            After so long, the operators that are left (the quickest) are taken to shrink in proportion to their sizes.
+        cache
+            Folder that keeps times for later; True for :func:`cache_folder`, False for none.
+        fresh
+            Take all times again, in place of those that are kept.
+        progress
+            Called with ``(done, total, name)`` before each operator.
+        """
+        begin = time.perf_counter()
+        tensors = [*model.parameters(), *model.buffers()]
+        device = tensors[0].device if tensors else torch.device("cpu")
+        cold = sum(t.numel() * t.element_size() for t in tensors) > cache_bytes(device)
+        folder = None if cache is False else cache_folder() if cache is True else Path(cache)
+        clock, known = Clock(device, threads, cold), Cache(folder, machine(device, threads), fresh)
+        sizes = Sizes(graph)
+        entries, calls = entries_of(record(graph, model, dummy_input, sizes))
+        try:
+            whole = time_run(model, dummy_input, entries, calls, clock, known)
+            if curves:
+                taken = known.taken
+                time_curves(entries, clock, known, begin + seconds, progress)
+                if known.taken > taken:
+                    whole = time_run(model, dummy_input, entries, calls, clock, known, again=True)
+        finally:
+            clock.release()
+            known.save()
+        table = cls(graph, sizes, entries, calls, whole, clock, known, curves)
+        table.seconds = time.perf_counter() - begin
+        return table
+
+    def latency_ms(self, kept: Mapping[str, int] | None = None) -> float:
+        """Return the latency where the named groups keep so many units each, and the others all.
+
+        Parameters
+        ----------
+        kept
+            Kept units by group name, as :meth:`ChannelGraph.cost` takes it and ``Plan.counts`` gives it.
+        """
+        return self.total_ms(self.graph.cost_model.counts(kept))
+
+    def total_ms(self, counts: Array) -> float:
+        """Return the latency where group ``i`` of the graph keeps ``counts[i]`` units: the fast form for searches."""
+        return float(self._counts @ self._times(counts)) + self.overhead_ms
+
+    def modules(self, kept: Mapping[str, int] | None = None) -> dict[str, float]:
+        """Return the milliseconds of the operators that each module's forward calls: with ``overhead_ms`` the total."""
+        times = self._times(self.graph.cost_model.counts(kept))
+        found: dict[str, float] = {}
+        for module, entry, _ in self._calls:
+            found[module] = found.get(module, 0.0) + float(times[entry])
+        return found
+
+    def group_ms(self, group: ChannelGroup | str) -> float:
+        """Return the milliseconds of the operators that a group's units go through, at full size.
+
+        An operator between two groups is in both.
+        """
+        found = self.graph.group(group) if isinstance(group, str) else group
+        place = next(index for index, one in enumerate(self.graph.groups) if one is found)
+        return float(sum(self._full_ms[call.entry] for call in self._calls if place in call.groups))
+
+    @property
+    def has_curves(self) -> bool:
+        """Whether the latency of a smaller model is known, and not only shares of this one's."""
+        return self._curves is not None
+
+    def timed_ms(self, kept: Mapping[str, int] | None = None) -> float:
+        """Return the latency with each operator timed at its very sizes in the compact model, not interpolated.
+
+        Slower than :meth:`latency_ms`, since sizes that are not known yet are timed (and kept); for checking what a
+        search has found.
+        """
+        rows = self._rows @ self.graph.cost_model.counts(kept) + self._row_constants
+        total = self.overhead_ms
+        try:
+            for entry, full_ms in zip(self._entries, self._full_ms, strict=True):
+                total += float(full_ms) * entry.count * self._timed(entry, rows)
+        finally:
+            self._clock.release()
+            self._cache.save()
+        return total
+
+    def _timed(self, entry: Entry, rows: Array) -> float:
+        fractions = {row: float(rows[row]) for row in entry.rows}
+        if all(fraction == 1.0 for fraction in fractions.values()):
+            return 1.0
+        full, found = times_at(entry, [{}, fractions], self._clock, self._cache)
+        return found / full if full and found else math.prod(fractions.values())
+
+    def _times(self, counts: Array) -> Array:
+        if self._curves is not None:
+            fractions = (self._matrix @ counts + self._constants).reshape(2, -1)
+            return self._full_ms * self._curves.shares(fractions)
+        if not np.array_equal(counts, self._all):
+            raise ValueError(
+                "this latency table was measured with curves=False and knows shares only; measure it with curves=True "
+                "for the latency of a smaller model"
+            )
+        return self._full_ms
+
+    def _pack(self) -> None:
+        """Make the matrix from kept counts to fractions: of each entry along its first axis, then along its second."""
+        weights = [np.zeros((len(self._entries), self._rows.shape[0])) for _ in range(2)]
+        constants = np.ones((2, len(self._entries)))
+        for index, entry in enumerate(self._entries):
+            for place in range(len(entry.axes)):
+                for row, weight in entry.weights(place).items():
+                    weights[place][index, row] = weight
+                    constants[place, index] -= weight
+        self._matrix = csr_matrix(vstack([csr_matrix(w) @ self._rows for w in weights]))
+        self._constants = constants.ravel() + np.concatenate([w @ self._row_constants for w in weights])
