@@ -1,4 +1,4 @@
-"""``nni-plugins``: run an experiment, look at it, report on it, compress by a recipe, check the installation.
+"""``nni-plugins``: run an experiment, look at it, report on it, compress by a recipe, inspect a model, check the rest.
 
 Each command imports what it needs when it runs, so that ``nni-plugins --help`` is quick.
 """
@@ -120,6 +120,36 @@ def compress(recipe: Path, output: Path | None, changes: tuple[str, ...], as_jso
 
 
 @commands.command()
+@click.argument("model")
+@click.option("--input", "inputs", multiple=True, metavar="SIZES", help="1x3x224x224 or mask=1x16:int64; repeatable.")
+@click.option("--inputs", "inputs_function", metavar="FUNCTION", help="module:function that returns an input instead.")
+@click.option(
+    "--argument", "arguments", multiple=True, metavar="NAME=VALUE", help="For the model's function; repeatable."
+)
+@click.option("--checkpoint", type=PATH, help="Trained weights to read.")
+@click.option("--device", help="Where to run (default: where the model is).")
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="CPU threads of the latency.")
+@click.option("--units", type=click.Choice(["heads", "head_dim"]), default="heads", help="What of attention can go.")
+@click.option("--no-latency", is_flag=True, help="Time nothing.")
+@click.option("--curves", is_flag=True, help="Time operators at smaller sizes too: what is saved if a group shrinks.")
+@click.option("--fresh", is_flag=True, help="Time again what this machine's cache knows.")
+@click.option("--sensitivity", is_flag=True, help="Evaluate the model with each group pruned alone.")
+@click.option("--metric", metavar="FUNCTION", help="module:function from the model to a number, more is better.")
+@click.option("--sparsities", default="0.25,0.5,0.75", show_default=True, help="For --sensitivity.")
+@click.option("--plot", type=PATH, help="Draw the groups there: .png, .svg or .pdf.")
+@as_json
+def inspect(**options: Any) -> None:
+    """Show a model's channel groups: what can go, what it costs, and what is frozen and why.
+
+    MODEL is module:function or path/to/file.py:function (a function or class that makes the model), or a recipe.
+    """
+    with one_line_errors(mistake=2):
+        from nni_plugins.report.inspect import run
+
+        run(**options)
+
+
+@commands.command()
 @port_option
 @experiments_folder
 @as_json
@@ -141,7 +171,7 @@ def doctor(port: int, experiments_folder: Path | None, as_json: bool) -> None:
         sys.exit(1)
 
 
-def parse_change(text: str) -> tuple[str, Any]:
+def parse_change(text: str, option: str = "--set") -> tuple[str, Any]:
     """``prune.sparsity=0.7`` as a path and a value, which is read as YAML."""
     import yaml
 
@@ -149,11 +179,11 @@ def parse_change(text: str) -> tuple[str, Any]:
 
     path, mark, value = text.partition("=")
     if not mark or not path.strip():
-        raise click.BadParameter(f"{text!r} is not FIELD=VALUE", param_hint="--set")
+        raise click.BadParameter(f"{text!r} is not FIELD=VALUE", param_hint=option)
     try:
         return path.strip(), read_value(value)
     except yaml.YAMLError:
-        raise click.BadParameter(f"{value!r} is not a value", param_hint="--set") from None
+        raise click.BadParameter(f"{value!r} is not a value", param_hint=option) from None
 
 
 def make_console(quiet: bool) -> Console:
@@ -177,8 +207,8 @@ def show_findings(findings: Any, written: Path, console: Console, as_json: bool)
 
 
 @contextmanager
-def one_line_errors() -> Iterator[None]:
-    """A user's mistake ends in one line and exit status 1; 130 after Ctrl-C."""
+def one_line_errors(mistake: int = 1) -> Iterator[None]:
+    """A user's mistake ends in one line and exit status 1 (or ``mistake``); 130 after Ctrl-C."""
     from nni_plugins.experiment.errors import ExperimentError, Interrupted
     from nni_plugins.training.errors import CompressionError, RecipeError
 
@@ -186,7 +216,7 @@ def one_line_errors() -> Iterator[None]:
         yield
     except (ExperimentError, RecipeError, CompressionError) as error:
         click.echo(f"nni-plugins: {error}", err=True)
-        sys.exit(1)
+        sys.exit(mistake)
     except (Interrupted, KeyboardInterrupt) as stop:
         click.echo(f"nni-plugins: {stop or 'interrupted'}", err=True)
         sys.exit(130)
