@@ -56,7 +56,7 @@ def pointwise(call: Call) -> list[MaybeLabels]:
     elif short in _LINEAR:
         no_shift = len(call.inputs) > 1 or not scalars or call.args[1] == 0
         call.zero = no_shift and len(labelled) == len(call.inputs) and all(info.zero for info in labelled)
-    elif short in ZERO_PRESERVING:
+    elif short in ZERO_PRESERVING or (short == "pow" and scalars and call.args[1] > 0):
         call.zero = bool(labelled) and labelled[0].zero
     elif short in ("hardtanh", "clamp"):
         low, high = call.value(1, "min_val", None), call.value(2, "max_val", None)
