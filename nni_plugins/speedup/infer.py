@@ -91,6 +91,7 @@ class MaskInference:
         self._classes = graph.solution.classes
         self._modules = dict(model.named_modules())
         self._exact_only = exact_only
+        self._masks = masks
         self._alive = {name: _unmasked(mask) for name, mask in masks.items()}
         self._patterns: dict[int, Array | None] = {}
         self._sources: dict[int, str] = {}
@@ -145,21 +146,17 @@ class MaskInference:
         """Whether some rows that make an attention head are masked, but not all of that head."""
         for group in self._graph.groups:
             for member in group.producers if group.kind == "heads" else []:
-                alive = self._alive.get(member.name)
+                alive = self._alive_along(member.name, member.dim)
                 if alive is not None:
-                    others = tuple(d for d in range(alive.ndim) if d != member.dim)
-                    rows = np.asarray(alive.any(axis=others))[member.indices]
+                    rows = alive[member.indices]
                     if (rows.any(axis=1) & ~rows.all(axis=1)).any():
                         return True
         return False
 
     def _masked_units(self, member: Member) -> Array | None:
         """Which units of a group one producer's mask takes away; None where it has no mask."""
-        alive = self._alive.get(member.name)
-        if alive is None:
-            return None
-        rows = np.asarray(alive.any(axis=tuple(d for d in range(alive.ndim) if d != member.dim)))
-        return np.asarray(~rows[member.indices].any(axis=1))
+        alive = self._alive_along(member.name, member.dim)
+        return None if alive is None else np.asarray(~alive[member.indices].any(axis=1))
 
     # -- what flows ------------------------------------------------------------------------------------------------
 
@@ -171,7 +168,6 @@ class MaskInference:
 
     def _first_state(self, info: Info) -> _State:
         """The state of an input, a constant or a parameter: only a masked parameter is zero anywhere."""
-        alive = self._alive.get(info.parameter)
         dead: list[Array | None] = []
         zero: list[Array | None] = []
         for dim, labels in enumerate(info.labels):
@@ -180,12 +176,19 @@ class MaskInference:
                 zero.append(None)
                 continue
             dead.append(np.full(len(labels), not info.dynamic))
-            if alive is None or dim >= alive.ndim:
-                zero.append(np.zeros(len(labels), dtype=bool))
-            else:
-                others = tuple(d for d in range(alive.ndim) if d != dim)
-                zero.append(np.logical_not(np.atleast_1d(alive.any(axis=others))))
+            unasked = dim > 1 and self._graph.solution.frozen[self._classes[labels]].all()  # kernel positions
+            alive = None if unasked else self._alive_along(info.parameter, dim)
+            zero.append(np.zeros(len(labels), dtype=bool) if alive is None else ~alive)
         return _State(dead, zero)
+
+    def _alive_along(self, parameter: str, dim: int) -> Array | None:
+        """Which indices of a parameter's dimension are not masked whole; None where no mask is known."""
+        alive = self._alive.get(parameter)
+        if alive is None:
+            return None
+        if dim < alive.ndim:
+            return np.atleast_1d(alive.any(axis=tuple(d for d in range(alive.ndim) if d != dim)))
+        return np.asarray((self._masks[parameter] != 0).movedim(dim, 0).flatten(1).any(1).cpu())
 
     def _zero(self, info: Info, dim: int) -> Array:
         value = self._state(info).zero[dim]
@@ -354,7 +357,7 @@ class MaskInference:
         """The unmasked entries as ``[out, in]``; for a grouped contraction ``in`` counts within the group."""
         assert c.right is not None
         pattern = self._pattern(c.right)
-        if pattern is None or pattern.ndim != 2:
+        if pattern is None or pattern.ndim != 2 or {c.right_dim, c.right_out} != {0, 1}:
             return None
         if c.right_out == 0:
             return pattern
