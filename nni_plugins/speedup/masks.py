@@ -182,7 +182,7 @@ def _module(modules: Mapping[str, nn.Module], name: str) -> nn.Module:
         return modules["module"]
     candidates = [name]
     for prefix in _PREFIXES:
-        candidates += [name.removeprefix(prefix), f"{prefix}{name}" if name else prefix[:-1]]
+        candidates += [f"{name}.".removeprefix(prefix).removesuffix("."), f"{prefix}{name}".removesuffix(".")]
     for candidate in candidates:
         if candidate in modules:
             return modules[candidate]

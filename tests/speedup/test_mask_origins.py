@@ -211,3 +211,96 @@ def test_masks_of_nnis_pruners(name, x):
     _, masks = masks_of(name, model)
     assert any((m == 0).any() for targets in masks.values() for m in targets.values() if m is not None)
     check(model, masks, x)
+
+
+def test_every_pruner_of_nni_is_here():
+    import nni.compression.pruning as pruning
+
+    theirs = {name for name, kind in vars(pruning).items() if isinstance(kind, type) and name.endswith("Pruner")}
+    assert theirs == {
+        "AGPPruner", "FPGMPruner", "L1NormPruner", "L2NormPruner", "LevelPruner", "LinearPruner", "MovementPruner",
+        "SlimPruner", "TaylorPruner",
+    }  # fmt: skip
+
+
+def test_masks_that_the_wrappers_hold(x):
+    model = make()
+    pruner, masks = masks_of("l1", model)
+    assert {n: {t: m.tolist() for t, m in ts.items() if m is not None} for n, ts in pruner.get_masks().items()} == {
+        n: {t: m.tolist() for t, m in ts.items() if m is not None} for n, ts in masks.items()
+    }
+    check(model, pruner.get_masks(), x)
+
+
+def test_a_pruner_after_a_speedup(x):
+    """Twice pruned, twice made smaller."""
+    model = make()
+    _, masks = masks_of("out channel", model)
+    model = check(model, masks, x)
+    before = sum(p.numel() for p in model.parameters())
+    pruner = L1NormPruner(model, config())
+    _, masks = pruner.compress()
+    pruner.unwrap_model()
+    expected = masked_output(model, masks, x)
+    speedup = ModelSpeedup(model, x, masks)
+    out = speedup.speedup_model().eval()(x)
+    assert (out - expected).abs().max() <= 1e-9 * expected.abs().max()
+    assert sum(p.numel() for p in model.parameters()) < 0.8 * before
+
+
+# -- where channels are dead only by what comes before or after them -----------------------------------------------------
+
+
+def ones(model):
+    names = ("stem", "a", "b", "dw", "p", "hidden")
+    return {name: {"weight": torch.ones_like(model.get_submodule(name).weight)} for name in names}
+
+
+def test_what_is_read_by_nobody_who_is_read(x):
+    """Nothing reads ``hidden``'s units 3 to 15, so nothing reads the ``p`` units that only they read, and so on up."""
+    model = make()
+    masks = ones(model)
+    masks["head"] = {"weight": torch.ones_like(model.head.weight)}
+    masks["head"]["weight"][:, 3:] = 0
+    masks["hidden"]["weight"][:3, 5:] = 0
+    masks["p"]["weight"][:5, 4:] = 0
+    masks["a"]["weight"][:6, 4:] = 0
+    masks["b"]["weight"][:, 6:] = 0
+    assert kept(model, masks) == {"stem": 4, "a": 6, "p": 5, "hidden": 3}
+    check(model, masks, x)
+
+
+def test_what_comes_of_nothing(x):
+    """``a``'s units 5 to 9 read only masked units of ``stem``, whose rows are masked in ``b`` too, and so on down."""
+    model = make()
+    masks = ones(model)
+    masks["stem"]["weight"][4:] = 0
+    masks["a"]["weight"][5:, :4] = 0
+    masks["b"]["weight"][4:, :5] = 0
+    masks["p"]["weight"][7:, :4] = 0
+    masks["hidden"]["weight"][6:, :7] = 0
+    assert kept(model, masks) == {"stem": 4, "a": 5, "p": 7, "hidden": 6}
+    check(model, masks, x)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_kernels(seed, x):
+    model = make(seed)
+    generator = torch.Generator().manual_seed(seed)
+    masks = {}
+    for name in ("stem", "a", "b", "dw", "p", "hidden", "head"):
+        weight = model.get_submodule(name).weight
+        kernels = (torch.rand(weight.shape[:2], generator=generator) > (0.0 if name == "dw" else 0.75)).double()
+        masks[name] = {"weight": kernels.reshape(*kernels.shape, *[1] * (weight.dim() - 2)).expand(weight.shape)}
+    check(model, masks, x)
+
+
+def test_single_weights_in_no_pattern_leave_everything(x):
+    model = make()
+    masks = ones(model)
+    generator = torch.Generator().manual_seed(0)
+    for targets in masks.values():
+        targets["weight"][torch.rand(targets["weight"].shape, generator=generator) < 0.3] = 0
+    before = [p.shape for p in model.parameters()]
+    check(model, masks, x)
+    assert [p.shape for p in model.parameters()] == before

@@ -2,12 +2,14 @@
 
 ``torch.save(masks, 'masks.pth')`` holds a ``defaultdict``, which is not on the list of what ``weights_only`` loads.
 The file is still read with ``weights_only``, and a plain dictionary takes its place, so a foreign file runs no code.
+NumPy arrays of numbers are let through as well.
 """
 
 from __future__ import annotations
 
 import functools
 import io
+import types
 import warnings
 from collections import defaultdict
 from typing import Any
@@ -22,6 +24,28 @@ def _plain_dict(factory: Any = None) -> dict[Any, Any]:
 
 # torch looks a function up by its module and name.
 _plain_dict.__module__, _plain_dict.__name__, _plain_dict.__qualname__ = "collections", "defaultdict", "defaultdict"
+
+
+def _reconstructed(kind: Any, shape: Any, code: Any) -> Any:
+    """Stand in for what NumPy makes an empty array by, whatever NumPy wrote the file: it is filled afterwards."""
+    import numpy as np
+
+    return np.ndarray(0, dtype="b")
+
+
+def _array_parts() -> list[Any]:
+    """What a file of NumPy arrays is made of: the arrays, their kinds of numbers, and bytes."""
+    import _codecs
+
+    import numpy as np
+
+    makers = []
+    for home in ("numpy.core.multiarray", "numpy._core.multiarray"):
+        maker = types.FunctionType(_reconstructed.__code__, _reconstructed.__globals__, "_reconstruct")
+        maker.__module__, maker.__qualname__ = home, "_reconstruct"
+        makers.append(maker)
+    kinds = {type(np.dtype(code)) for code in "?bBhHiIlLqQefd"}
+    return [*makers, np.ndarray, np.dtype, *kinds, _codecs.encode]
 
 
 def load_masks(file: Any, map_location: Any = None) -> Any:
@@ -41,10 +65,15 @@ def load_masks(file: Any, map_location: Any = None) -> Any:
     """
     import torch
 
-    allowed: list[Any] = [_plain_dict, dict]
+    allowed: list[Any] = [_plain_dict, dict, *_array_parts()]
     if not hasattr(torch.serialization, "safe_globals"):  # torch 2.4
+        before = torch.serialization.get_safe_globals()
         torch.serialization.add_safe_globals(allowed)
-        return torch.load(file, map_location=map_location, weights_only=True)
+        try:
+            return torch.load(file, map_location=map_location, weights_only=True)
+        finally:
+            torch.serialization.clear_safe_globals()
+            torch.serialization.add_safe_globals(before)
     with torch.serialization.safe_globals(allowed):
         return torch.load(file, map_location=map_location, weights_only=True)
 
