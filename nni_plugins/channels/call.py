@@ -42,13 +42,23 @@ class Info:
     parameter: str = ""
     made: int = 0
 
+    def along(self, back: int, size: int) -> MaybeLabels:
+        """Return the labels of dimension ``-back`` where it has ``size``: what meets there under broadcasting."""
+        return self.labels[-back] if len(self.shape) >= back and self.shape[-back] == size else None
+
+    @property
+    def vanishes(self) -> bool:
+        """Whether nothing is left of it where a unit is masked; true of what no unit reaches."""
+        return self.zero or all(labels is None for labels in self.labels)
+
 
 @dataclass(frozen=True)
 class Contraction:
     """A sum over a labelled dimension of ``left``, multiplied by ``right`` (None for a plain sum).
 
     ``weight`` says that ``right`` is a parameter of the model (or made of them), whose ``right_out`` dimension becomes
-    the dimension ``out_dim`` of the result; ``padded`` that zeros are put around the input before it.
+    the dimension ``out_dim`` of the result; ``padded`` that zeros are put around the input before it. ``gates`` is the
+    number of gates of a recurrent layer that the rows of ``right`` make, 0 where the product is the result itself.
     """
 
     left: Info
@@ -61,17 +71,19 @@ class Contraction:
     weight: bool = False
     bias: Info | None = None
     padded: bool = False
+    gates: int = 0
 
 
 @dataclass(eq=False)
 class Operator:
-    """One operator of the run."""
+    """One operator of the run; along the dimensions ``mixed``, what it gives at one index depends on the others."""
 
     name: str
     module: str
     inputs: list[Info]
     outputs: list[Info]
     contractions: list[Contraction] = field(default_factory=list)
+    mixed: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -115,6 +127,7 @@ class Call:
         self.outputs = list(_tensors(out))
         self.given: dict[int, list[MaybeLabels]] = {}
         self.contractions: list[Contraction] = []
+        self.mixed: set[int] = set()
 
     def value(self, position: int, name: str, default: Any = None) -> Any:
         """Return the argument at ``position``, or called ``name``."""
@@ -153,6 +166,10 @@ class Call:
     def fresh(self, size: int) -> Array:
         return self.trace.labels.fresh(size)
 
+    def mix(self, *dims: int) -> None:
+        """Say that what comes out at one index along these dimensions depends on the other indices too."""
+        self.mixed.update(dims)
+
     def size_of(self, attribute: str, labels: MaybeLabels) -> None:
         """Say that ``attribute`` of the calling module, if it has one of this value, counts these labels."""
         if labels is not None:
@@ -164,7 +181,7 @@ class Call:
         weight = not right.dynamic
         if weight:
             self.trace.consumed.append(right.labels[right_dim])
-        elif not left.zero and not right.zero:
+        if not left.zero and not right.zero:
             self.inexact(left.labels[left_dim], "a masked unit is not zero where it is summed over")
         rows = len(right.shape) > 1  # a vector of weights has none: its product makes no new units
         self.contractions.append(Contraction(left, left_dim, right, right_dim, weight=weight and rows, **details))
@@ -182,6 +199,19 @@ class Call:
         if info.labels[dim] is not None:
             self.inexact(info.labels[dim], "reduced over channels")
             self.contractions.append(Contraction(info, dim))
+
+    def divides(self, info: Info, labels: MaybeLabels) -> None:
+        """Say that ``info``, which is zero where a unit of ``labels`` is masked, is divided by.
+
+        Of a weight by its own norm that would make 0/0, so there the weight is not masked along these labels: whatever
+        multiplies it is. What depends on the input cannot be helped that way.
+        """
+        if labels is None:
+            return
+        if info.dynamic:
+            self.inexact(labels, "a masked unit would be divided by zero")
+        else:
+            self.trace.divisors.append((info, labels))
 
     def costs(self, macs: int, *factors: MaybeLabels) -> None:
         """Note the multiply-accumulates of this call, which shrink with each of ``factors``."""

@@ -108,7 +108,8 @@ class Plan:
         parameters = dict(model.named_parameters(remove_duplicate=False))
         masks: dict[str, dict[str, torch.Tensor]] = {}
         for name, dims in self.slices().items():
-            if self.graph.is_buffer[name]:
+            dims = {dim: kept for dim, kept in dims.items() if (name, dim) not in self.graph.trace.unmasked}
+            if self.graph.is_buffer[name] or not dims:
                 continue
             for alias in (name, *self.graph.aliases.get(name, [])):
                 module, _, parameter = alias.rpartition(".")

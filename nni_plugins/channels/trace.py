@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from nni_plugins.channels.call import Call, Info, ModuleCall, Operator, Term, output_tensors
+from nni_plugins.channels.divisors import unmasked
 from nni_plugins.channels.flexible import is_flexible
 from nni_plugins.channels.labels import Array, Cause, Labels, MaybeLabels
 from nni_plugins.channels.preserve import tensors_held
@@ -45,6 +46,10 @@ class Trace:
         Calls of modules without children, in order.
     flexible
         Names of modules that ran with an exchanged forward: see :mod:`nni_plugins.channels.flexible`.
+    divisors
+        What is zero where a unit is masked, and divided by, with the labels of those units.
+    unmasked
+        ``(parameter, dimension)`` along which a parameter must not be masked, for that would make it 0/0.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -63,7 +68,10 @@ class Trace:
         self._infos: dict[int, Info] = {}
         self._alive: list[torch.Tensor] = []
         self._written: dict[int, list[Info]] = {}
+        self.divisors: list[tuple[Info, Array]] = []
+        self.unmasked: set[tuple[str, int]] = set()
         self._names: dict[int, str] = {}
+        self._buffers = {name for name, _ in model.named_buffers()}
         self._storages: dict[tuple, str] = {}
         for name, tensor in _named_tensors(model):
             self._names.setdefault(id(tensor), name)
@@ -97,6 +105,7 @@ class Trace:
             for labels in info.labels:
                 trace.labels.freeze(labels, cause)
         trace._forget_idle_marks()
+        trace.unmasked = unmasked(trace.divisors, trace.operators)
         trace._alive.clear()
         trace._infos.clear()
         return trace
@@ -111,7 +120,7 @@ class Trace:
         if name:
             if name not in self.parameters:
                 self.parameters[name] = [self.labels.fresh(size) if size > 1 else None for size in shape]
-            info = Info(shape, self.parameters[name], zero=True, parameter=name)
+            info = Info(shape, self.parameters[name], zero=name not in self._buffers, parameter=name)
         else:  # where it comes from was not seen: unless the model holds it, it may depend on the input
             info = Info(shape, [None] * len(shape), dynamic=id(tensor) not in self._constants)
         self._remember(tensor, info)
@@ -168,6 +177,7 @@ class Trace:
             self._written.setdefault(args[0].untyped_storage()._cdata, []).append(outputs[0])
         self.operators.append(Operator(name, module, call.inputs, outputs, call.contractions))
         self._marks.append(self.labels.inexact_count)
+        self.operators[-1].mixed = frozenset(call.mixed)
 
     def _forget_idle_marks(self) -> None:
         """Drop what operators said of exactness whose results reach no output (attention weights that nobody reads)."""

@@ -13,13 +13,18 @@ __all__ = ["RULES", "rule", "rule_for"]
 
 def _load() -> None:
     from nni_plugins.channels.rules import (  # noqa: F401
+        attention,
         convolution,
+        creation,
         elementwise,
+        indexing,
         joining,
         matmul,
         normalisation,
         pooling,
+        recurrent,
         reduction,
+        transforms,
         views,
     )
 

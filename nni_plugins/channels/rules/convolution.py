@@ -29,8 +29,45 @@ def convolution(call: Call) -> list[MaybeLabels]:
     positions = math.prod((x.shape if transposed else call.shape())[2:])
     macs = x.shape[0] * positions * math.prod(weight.shape)
     call.costs(macs, *weight.labels[:2])
-    call.zero = True
+    call.zero = weight.zero and (x.labels[0] is None or (x.zero and bias is None))
     return [x.labels[0], out] + [None] * (len(x.shape) - 2)
+
+
+@rule("aten.conv_tbc")
+def conv_tbc(call: Call) -> list[MaybeLabels]:
+    """A convolution along time of ``[time, batch, channel]``, with a weight ``[kernel, in, out]``."""
+    x, weight, bias = call.inputs[:3]
+    call.freeze(x.labels[0], "a convolution slides along it")
+    call.freeze_silently(weight.labels[0])
+    out = weight.labels[2]
+    call.contract(x, 2, weight, 1, right_out=2, out_dim=2, bias=bias, padded=bool(call.value(3, "pad", 0)))
+    call.tie(bias.labels[0], out)
+    call.size_of("in_channels", weight.labels[1])
+    call.size_of("out_channels", out)
+    call.costs(math.prod(call.shape()[:2]) * math.prod(weight.shape), weight.labels[1], out)
+    call.zero = weight.zero and x.labels[1] is None
+    return [None, x.labels[1], out]
+
+
+@rule("torchvision.deform_conv2d")
+def deformed(call: Call) -> list[MaybeLabels]:
+    """A convolution whose kernel positions are moved by offsets, which stay as they are."""
+    x, weight, offset, mask, bias = call.inputs[:5]
+    for info in (offset, mask):
+        for labels in info.labels[1:]:
+            call.freeze(labels, "each kernel position has offsets of its own")
+    for labels in [*x.labels[2:], *weight.labels[2:]]:
+        call.freeze(labels, "a convolution slides along it")
+    groups = int(call.value(11, "groups", 1))
+    out = _plain(call, x, weight, bias, groups, True)
+    call.tie(bias.labels[0], out)
+    if int(call.value(12, "offset_groups", 1)) > 1:
+        call.freeze(x.labels[1], "groups of channels have offsets of their own")
+    call.size_of("in_channels", x.labels[1])
+    call.size_of("out_channels", out)
+    call.costs(x.shape[0] * math.prod(call.shape()[2:]) * math.prod(weight.shape), *weight.labels[:2])
+    call.zero = weight.zero and x.labels[0] is None
+    return [x.labels[0], out, None, None]
 
 
 def _plain(call: Call, x: Info, weight: Info, bias: Info | None, groups: int, padded: bool) -> MaybeLabels:

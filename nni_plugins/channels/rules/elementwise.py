@@ -1,6 +1,9 @@
-"""Pointwise operators, and those that copy: aligned dimensions are tied, broadcast ones are not."""
+"""Pointwise operators: aligned dimensions are tied, broadcast ones are not, and what zeros become is worked out."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 from nni_plugins.channels.call import Call, Info
 from nni_plugins.channels.labels import MaybeLabels
@@ -9,14 +12,25 @@ from nni_plugins.channels.rules.registry import rule
 #: Unary (and scalar) functions with f(0) = 0: a masked channel stays zero through them.
 ZERO_PRESERVING = frozenset(
     (
-        "abs asin asinh atan atanh celu ceil clone copy detach elu erf expm1 floor gelu hardshrink hardswish "
-        "leaky_relu log1p mish neg prelu _prelu_kernel relu relu6 round rrelu_with_noise selu sgn sign silu "
-        "sin sinh softshrink sqrt square tan tanh trunc rad2deg deg2rad nan_to_num positive alias lift_fresh "
-        "_to_copy contiguous"
+        "abs absolute asin arcsin asinh atan arctan atanh angle ceil celu deg2rad elu erf erfinv expm1 fix floor "
+        "floor_divide fmod frac gelu hardshrink hardswish leaky_relu log1p mish nan_to_num neg negative positive "
+        "rad2deg relu relu6 remainder round rrelu_with_noise rrelu_with_noise_functional selu sgn sign silu sin sinh "
+        "softshrink sqrt square tan tanh trunc conj_physical"
     ).split()
 )
+#: Functions of several tensors that are zero where all of them are.
+_JOINTLY_ZERO = frozenset(
+    "add sub rsub lerp maximum minimum fmax fmin hypot complex logical_or bitwise_or bitwise_xor where addcmul".split()
+)
 
-_LINEAR = frozenset(["add", "sub", "rsub"])
+#: Pointwise operators that torch does not tag as such.
+UNTAGGED = (
+    "aten.hardswish aten.hardsigmoid aten.hardtanh aten.relu6 aten.elu aten.celu aten.selu aten.leaky_relu "
+    "aten.softplus aten.mish aten.silu aten.gelu aten.log_sigmoid_forward aten.threshold aten.rrelu_with_noise "
+    "aten.rrelu_with_noise_functional aten.clamp aten.relu aten.sigmoid aten.tanh aten.lerp aten.addcmul aten.addcdiv "
+    "aten.logit aten.softshrink aten.hardshrink aten.where aten.masked_fill aten.floor_divide aten.complex aten.polar "
+    "aten.smooth_l1_loss aten.huber_loss aten.isclose"
+).split()
 
 
 def aligned(call: Call, infos: list[Info], shape: tuple[int, ...]) -> list[MaybeLabels]:
@@ -25,123 +39,108 @@ def aligned(call: Call, infos: list[Info], shape: tuple[int, ...]) -> list[Maybe
     for back in range(len(shape), 0, -1):
         size = shape[-back]
         met = [i.labels[-back] for i in infos if len(i.shape) >= back and i.shape[-back] == size]
-        if size == 1:
-            out.append(next((labels for labels in met if labels is not None), None))
-            continue
-        for labels in met[1:]:
-            call.tie(met[0], labels)
+        if size > 1:
+            for labels in met[1:]:
+                call.tie(met[0], labels)
         out.append(next((labels for labels in met if labels is not None), None))
     return out
 
 
-#: Pointwise operators that torch does not tag as such.
-UNTAGGED = (
-    "aten.hardswish aten.hardsigmoid aten.hardtanh aten.relu6 aten.elu aten.celu aten.selu "
-    "aten.leaky_relu aten.softplus aten.mish aten.silu aten.gelu aten.log_sigmoid_forward aten.threshold "
-    "aten.rrelu_with_noise aten.clamp aten.relu aten.sigmoid aten.tanh aten.lerp aten.addcmul "
-    "aten.addcdiv aten.logit aten.softshrink aten.hardshrink"
-).split()
+def zero_in_a_product(infos: list[Info], out: list[MaybeLabels], shape: tuple[int, ...]) -> bool:
+    """Whether a product of ``infos`` is zero wherever a unit of the result is masked: one factor carries it as zero."""
+    return all(
+        any(info.zero and info.along(back, shape[-back]) is not None for info in infos) for back in _labelled(out)
+    )
+
+
+def zero_in_a_sum(infos: list[Info], out: list[MaybeLabels], shape: tuple[int, ...]) -> bool:
+    """Whether a sum of ``infos`` is: every summand carries each unit, as zero."""
+    return all(
+        all(info.zero and info.along(back, shape[-back]) is not None for info in infos) for back in _labelled(out)
+    )
+
+
+def _labelled(out: list[MaybeLabels]) -> list[int]:
+    return [len(out) - dim for dim, labels in enumerate(out) if labels is not None]
 
 
 @rule("pointwise", *UNTAGGED)
 def pointwise(call: Call) -> list[MaybeLabels]:
-    tensors = [info for info in call.inputs if info.shape]
-    short = call.cause.operator.removeprefix("aten.").rstrip("_")
-    labelled = [info for info in tensors if any(labels is not None for labels in info.labels)]
-    scalars = sum(isinstance(a, (int, float, complex)) and not isinstance(a, bool) for a in call.args[1:])
-    if short == "mul":
-        call.zero = any(info.zero for info in labelled)
-    elif short == "div":
-        call.zero = bool(labelled) and labelled[0].zero and call.inputs[0] is labelled[0]
-    elif short in _LINEAR:
-        no_shift = len(call.inputs) > 1 or not scalars or call.args[1] == 0
-        call.zero = no_shift and len(labelled) == len(call.inputs) and all(info.zero for info in labelled)
-    elif short in ZERO_PRESERVING or (short == "pow" and scalars and call.args[1] > 0):
-        call.zero = bool(labelled) and labelled[0].zero
-    elif short in ("hardtanh", "clamp"):
-        low, high = call.value(1, "min_val", None), call.value(2, "max_val", None)
-        inside = (low is None or _at_most(low, 0)) and (high is None or _at_most(0, high))
-        call.zero = bool(labelled) and labelled[0].zero and inside
-    out = aligned(call, tensors, call.shape())
+    short = call.cause.operator.rpartition(".")[2]
+    short = short[:-1] if short.endswith("_") else short
+    out = aligned(call, [info for info in call.inputs if info.shape], call.shape())
+    call.zero = _zero(call, short, out)
     for index in range(1, len(call.outputs)):  # what the backward pass wants, of the same shape or empty
         if call.shape(index) == call.shape():
             call.give(index, list(out))
     return out
 
 
-def _at_most(a: object, b: object) -> bool:
+def _zero(call: Call, short: str, out: list[MaybeLabels]) -> bool:
+    first, shape = call.inputs[0], call.shape()
+    if short in ("mul", "multiply"):
+        return zero_in_a_product(call.inputs, out, shape)
+    if short in ("div", "divide", "true_divide"):
+        if len(call.inputs) > 1:
+            _look_at_divisor(call, call.inputs[1])
+        return zero_in_a_product([first], out, shape)
+    if short in ("reciprocal", "rsqrt", "log") or (short == "pow" and _at_most(call.value(1, "exponent"), -1e-9)):
+        _look_at_divisor(call, first)
+    if short in _SPECIAL:
+        return _SPECIAL[short](call) and zero_in_a_sum(call.inputs[:1], out, shape)
+    if short in _JOINTLY_ZERO:
+        return zero_in_a_sum(call.inputs[1:] if short == "where" else call.inputs, out, shape) and not _shifts(call)
+    return short in ZERO_PRESERVING and zero_in_a_product([first], out, shape)
+
+
+def _look_at_divisor(call: Call, divisor: Info) -> None:
+    """What vanishes with a masked unit must not be divided by: 0/0 is no number."""
+    if divisor.zero:
+        for labels in divisor.labels:
+            call.divides(divisor, labels)
+
+
+def _shifts(call: Call) -> bool:
+    """Whether a number is added: x + 1."""
+    if call.cause.operator.startswith(("aten.add", "aten.sub", "aten.rsub")) and len(call.inputs) == 1:
+        return call.value(1, "other") != 0
+    return False
+
+
+def _bounds(low: str, high: str, at: int = 1) -> Callable[[Call], bool]:
+    return lambda call: (
+        (_missing(call, at, low) or _at_most(call.value(at, low, -1), 0))
+        and (_missing(call, at + 1, high) or _at_most(0, call.value(at + 1, high, 1)))
+    )
+
+
+def _missing(call: Call, position: int, name: str) -> bool:
+    return call.value(position, name) is None
+
+
+def _at_most(a: Any, b: Any) -> bool:
     return isinstance(a, (int, float)) and isinstance(b, (int, float)) and a <= b
 
 
-@rule(
-    "aten.clone",
-    "aten.detach",
-    "aten.alias",
-    "aten.lift_fresh",
-    "aten.lift_fresh_copy",
-    "aten._to_copy",
-    "aten.contiguous",
-    "aten.native_dropout",
-    "aten.dropout",
-    "aten.to",
-    "prims.convert_element_type",
-    "aten.zeros_like",
-    "aten.bernoulli",
-    "aten.fill",
-    "aten.zero",
-)
-def same(call: Call) -> list[MaybeLabels]:
-    source = call.inputs[0]
-    call.zero = source.zero and call.cause.operator not in ("aten.fill_", "aten.fill", "aten.bernoulli")
-    return list(source.labels)
+def _positive(value: Any) -> bool:
+    return isinstance(value, (int, float)) and value > 0
 
 
-@rule("aten.ones_like", "aten.full_like", "aten.empty_like", "aten.rand_like", "aten.randn_like")
-def like(call: Call) -> list[MaybeLabels]:
-    return list(call.inputs[0].labels)
+#: Functions whose other arguments say whether they map zero to zero.
+_SPECIAL: dict[str, Callable[[Call], bool]] = {
+    "hardtanh": _bounds("min_val", "max_val"),
+    "clamp": _bounds("min", "max"),
+    "clip": _bounds("min", "max"),
+    "clamp_min": lambda call: _at_most(call.value(1, "min"), 0),
+    "clamp_max": lambda call: _at_most(0, call.value(1, "max")),
+    "pow": lambda call: _positive(call.value(1, "exponent")),
+    "masked_fill": lambda call: len(call.inputs) == 2 and call.value(2, "value") == 0,
+    "threshold": lambda call: call.value(2, "value") == 0 or _at_most(call.value(1, "threshold"), -1e-30),
+    "_prelu_kernel": lambda call: True,
+}
 
 
-@rule(
-    "aten.zeros",
-    "aten.ones",
-    "aten.full",
-    "aten.empty",
-    "aten.new_zeros",
-    "aten.new_ones",
-    "aten.new_full",
-    "aten.new_empty",
-    "aten.scalar_tensor",
-)
-def constant(call: Call) -> list[MaybeLabels]:
-    """A tensor of one repeated value: any of its dimensions may shrink with what it meets."""
-    call.zero = "zeros" in call.cause.operator
-    return [call.fresh(size) if size > 1 else None for size in call.shape()]
-
-
-@rule("aten.arange", "aten.linspace", "aten.rand", "aten.randn", "aten.randint", "aten.eye", "aten.tril_indices")
-def values(call: Call) -> list[MaybeLabels]:
-    return [None] * len(call.shape())
-
-
-@rule("aten.copy_")
-def copy_(call: Call) -> list[MaybeLabels]:
-    target, source = call.inputs[0], call.inputs[1]
-    call.zero = target.zero and source.zero
-    aligned(call, [target, source], call.shape())
-    return list(target.labels)
-
-
-@rule("aten.where")
-def where(call: Call) -> list[MaybeLabels]:
-    return aligned(call, [info for info in call.inputs if info.shape], call.shape())
-
-
-@rule("aten.masked_fill")
-def masked_fill(call: Call) -> list[MaybeLabels]:
-    return aligned(call, [info for info in call.inputs if info.shape], call.shape())
-
-
-@rule("aten._prelu_kernel", "aten.prelu")
+@rule("aten.prelu", "aten._prelu_kernel")
 def prelu(call: Call) -> list[MaybeLabels]:
     x, weight = call.inputs[0], call.inputs[1]
     call.zero = x.zero
@@ -155,3 +154,13 @@ def prelu(call: Call) -> list[MaybeLabels]:
     if shared:
         call.size_of("num_parameters", shared[0])
     return out
+
+
+@rule("aten.bucketize", "aten.isin")
+def by_value(call: Call) -> list[MaybeLabels]:
+    """A function of each value, by a table that must stay."""
+    first, *others = call.inputs
+    for info in others:
+        for labels in info.labels:
+            call.freeze(labels, "a table of values")
+    return list(first.labels) if len(first.labels) == len(call.shape()) else [None] * len(call.shape())

@@ -1,4 +1,4 @@
-"""Joining and taking apart: concatenation, stacking, splitting, slicing, indexing."""
+"""Joining and taking apart: concatenation, stacking, splitting, slicing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from nni_plugins.channels.labels import Array, MaybeLabels
 from nni_plugins.channels.rules.registry import rule
 
 
-@rule("aten.cat", "aten.concat", "aten.concatenate")
+@rule("aten.cat", "aten.concat", "aten.concatenate", "aten._chunk_cat")
 def cat(call: Call) -> list[MaybeLabels]:
     infos = [info for info in call.inputs if info.shape != (0,)]
     rank = len(call.shape())
@@ -25,7 +25,7 @@ def cat(call: Call) -> list[MaybeLabels]:
             out.append(None)
         else:
             out.append(np.concatenate([_some(call, info.labels[d], info.shape[d]) for info in infos]))
-    call.zero = all(info.zero or info.labels[dim] is None for info in infos)
+    call.zero = all(info.vanishes for info in infos)
     return out
 
 
@@ -37,7 +37,7 @@ def _some(call: Call, labels: MaybeLabels, size: int) -> Array:
     return labels
 
 
-@rule("aten.stack")
+@rule("aten.stack", "aten._stack")
 def stack(call: Call) -> list[MaybeLabels]:
     rank = len(call.shape())
     dim = int(call.value(1, "dim", 0)) % rank
@@ -45,31 +45,36 @@ def stack(call: Call) -> list[MaybeLabels]:
     for labels in rest:
         for a, b in zip(first, labels, strict=True):
             call.tie(a, b)
-    call.zero = all(info.zero for info in call.inputs)
+    call.zero = all(info.vanishes for info in call.inputs)
     out = list(first)
     out.insert(dim, None)
     return out
 
 
-@rule("aten.split", "aten.chunk", "aten.unsafe_split", "aten.unsafe_chunk", "aten.tensor_split")
+@rule("aten.split", "aten.chunk", "aten.unsafe_split", "aten.unsafe_chunk", "aten.tensor_split", "aten.split_copy")
 def split(call: Call) -> list[MaybeLabels] | None:
-    """Cut into equal parts. The module will do so again, so the parts must lose the same number: they are tied."""
+    """Cut into equal parts. The module will do so again, so the parts must lose the same number: they are tied.
+
+    Where the last part is smaller, it is tied to as much of the others, so that cutting again makes as many parts.
+    """
     x = call.inputs[0]
     dim = int(call.value(2, "dim", 0)) % len(x.shape)
-    labels = x.labels[dim]
     parts = _cut(call, x.labels, dim, [out.shape[dim] for out in call.outputs])
-    if labels is not None:
-        pieces = [part[dim] for part in parts]
-        if len({len(piece) for piece in pieces if piece is not None}) == 1:
-            for piece in pieces[1:]:
-                call.tie(pieces[0], piece)
-        else:
-            call.freeze(labels, "cut into unequal parts")
+    first = parts[0][dim]
+    if first is not None:
+        for part in parts[1:]:
+            labels = part[dim]
+            assert labels is not None
+            if len(labels) <= len(first):
+                call.tie(first[: len(labels)], labels)
+            else:
+                call.freeze(x.labels[dim], "cut into unequal parts")
     return parts[0]
 
 
 @rule("aten.split_with_sizes", "aten.unsafe_split_with_sizes", "aten.split_with_sizes_copy")
 def split_with_sizes(call: Call) -> list[MaybeLabels] | None:
+    """Cut at given sizes. Equal ones come from equal things, and are tied; of others each part may shrink alone."""
     x = call.inputs[0]
     dim = int(call.value(2, "dim", 0)) % len(x.shape)
     sizes = [int(s) for s in call.value(1, "split_sizes")]
@@ -78,6 +83,19 @@ def split_with_sizes(call: Call) -> list[MaybeLabels] | None:
         for part in parts[1:]:
             call.tie(parts[0][dim], part[dim])
     return parts[0]
+
+
+def _cut(call: Call, labels: list[MaybeLabels], dim: int, sizes: list[int]) -> list[list[MaybeLabels]]:
+    call.zero = call.inputs[0].zero
+    along, start, parts = labels[dim], 0, []
+    for index, size in enumerate(sizes):
+        part = list(labels)
+        if along is not None:
+            part[dim] = along[start : start + size]
+        start += size
+        call.give(index, part)
+        parts.append(part)
+    return parts
 
 
 @rule("aten.glu")
@@ -95,20 +113,7 @@ def glu(call: Call) -> list[MaybeLabels]:
     return out
 
 
-def _cut(call: Call, labels: list[MaybeLabels], dim: int, sizes: list[int]) -> list[list[MaybeLabels]]:
-    call.zero = call.inputs[0].zero
-    along, start, parts = labels[dim], 0, []
-    for index, size in enumerate(sizes):
-        part = list(labels)
-        if along is not None:
-            part[dim] = along[start : start + size]
-        start += size
-        call.give(index, part)
-        parts.append(part)
-    return parts
-
-
-@rule("aten.unbind")
+@rule("aten.unbind", "aten.unbind_copy")
 def unbind(call: Call) -> list[MaybeLabels]:
     x = call.inputs[0]
     dim = int(call.value(1, "dim", 0)) % len(x.shape)
@@ -120,7 +125,7 @@ def unbind(call: Call) -> list[MaybeLabels]:
     return labels
 
 
-@rule("aten.select")
+@rule("aten.select", "aten.select_copy")
 def select(call: Call) -> list[MaybeLabels]:
     x = call.inputs[0]
     dim = int(call.value(1, "dim", 0)) % len(x.shape)
@@ -129,45 +134,91 @@ def select(call: Call) -> list[MaybeLabels]:
     return [part for d, part in enumerate(x.labels) if d != dim]
 
 
-@rule("aten.slice")
+@rule("aten.slice", "aten.slice_copy", "aten.narrow_copy")
 def slice_(call: Call) -> list[MaybeLabels]:
     x = call.inputs[0]
     dim = int(call.value(1, "dim", 0)) % len(x.shape)
     call.zero = x.zero
     out = list(x.labels)
     labels = x.labels[dim]
-    if labels is None:
-        return out
-    size, taken = len(labels), call.shape()[dim]
-    start, _, step = slice(call.value(2, "start"), call.value(3, "end"), call.value(4, "step", 1)).indices(size)
-    out[dim] = labels[start : start + taken * step : step]
-    if step == 1 and 0 < taken < size and size % taken == 0 and start % taken == 0 and size // taken <= 8:
-        table = labels.reshape(-1, taken)  # x[:, :n // 2]: parts that must lose the same number
-        for row in table[1:]:
-            call.tie(table[0], row)
+    if labels is not None:
+        start, end, step = call.value(2, "start"), call.value(3, "end"), call.value(4, "step", 1)
+        if call.cause.operator == "aten.narrow_copy":
+            end = start + end
+        out[dim] = _slice(call, labels, call.shape()[dim], start, end, step)
     return out
 
 
-@rule("aten.index", "aten.index_select", "aten.gather", "aten.take_along_dim")
-def index(call: Call) -> list[MaybeLabels]:
-    """Indexing by tensors: the indexed dimensions must stay, and only for one index alone is it known what passes."""
+def _slice(call: Call, labels: Array, taken: int, first: int | None, last: int | None, step: int) -> Array:
+    """What is taken may shrink with its part of the whole; that the bounds follow is for a replay to find out."""
+    size = len(labels)
+    start, _, step = slice(first, last, step).indices(size)
+    if step > 1:  # every other one: only whole runs can go, or what is taken would be others
+        runs = labels[: size // step * step].reshape(-1, step)
+        for column in runs.T[1:]:
+            call.tie(runs[:, 0], column)
+        if size % step:
+            call.freeze(labels, "every so many are taken")
+    elif 0 < taken < size and size % taken == 0 and start % taken == 0 and size // taken <= 8:
+        table = labels.reshape(-1, taken)  # x[:, :n // 2]: parts that must lose the same number
+        for row in table[1:]:
+            call.tie(table[0], row)
+    return labels[start : start + taken * step : step]
+
+
+@rule("aten.slice_scatter", "aten.select_scatter", "aten.diagonal_scatter", "aten.as_strided_scatter")
+def scattered(call: Call) -> list[MaybeLabels]:
+    """A copy with a part exchanged."""
+    x, part = call.inputs[0], call.inputs[1]
+    call.zero = x.zero and part.vanishes
+    dims = int(call.value(2, "dim", 0)) % len(x.shape)
+    if call.cause.operator == "aten.slice_scatter":
+        into = list(x.labels)
+        labels = into[dims]
+        if labels is not None:
+            first, last, step = call.value(3, "start"), call.value(4, "end"), call.value(5, "step", 1)
+            into[dims] = _slice(call, labels, part.shape[dims], first, last, step)
+    elif call.cause.operator == "aten.select_scatter":
+        call.freeze(x.labels[dims], "one index is written by its number")
+        into = [labels for d, labels in enumerate(x.labels) if d != dims]
+    else:
+        for labels in [*x.labels, *part.labels]:
+            call.freeze(labels, "written along a diagonal or by strides")
+        return list(x.labels)
+    for a, b in zip(into, part.labels, strict=True):
+        call.tie(a, b)
+    return list(x.labels)
+
+
+@rule("aten.flip", "aten.fliplr", "aten.flipud")
+def flip(call: Call) -> list[MaybeLabels]:
     x = call.inputs[0]
-    rank = len(call.shape())
-    if call.cause.operator == "aten.index_select":
-        dim = int(call.value(1, "dim")) % len(x.shape)
-        call.freeze(x.labels[dim], "picked by index")
-        return [None if d == dim else labels for d, labels in enumerate(x.labels)]
-    if call.cause.operator == "aten.index":
-        indices = list(call.value(1, "indices"))
-        used = [d for d, i in enumerate(indices) if i is not None]
-        for d in used:
-            call.freeze(x.labels[d], "picked by index")
-        if len(used) == 1:
-            wide = indices[used[0]].dim()
-            out = [*x.labels[: used[0]], *[None] * wide, *x.labels[used[0] + 1 :]]
-            if len(out) == rank:
-                return out
-    for info in call.inputs:
-        for labels in info.labels:
-            call.freeze(labels, "picked by index")
-    return [None] * rank
+    call.zero = x.zero
+    turned = {int(d) % len(x.shape) for d in call.value(1, "dims")}
+    return [
+        np.ascontiguousarray(labels[::-1]) if labels is not None and d in turned else labels
+        for d, labels in enumerate(x.labels)
+    ]
+
+
+@rule("aten.roll")
+def roll(call: Call) -> list[MaybeLabels]:
+    """Along what is rolled by a number of places, those that are left would go to other places."""
+    x, dims = call.inputs[0], call.value(2, "dims", [])
+    call.zero = x.zero
+    out = list(x.labels)
+    for dim in dims if dims else range(len(out)):
+        call.freeze(out[dim], "rolled by a number of places")
+        out[dim] = None
+    return out
+
+
+@rule("aten.rot90")
+def rot90(call: Call) -> list[MaybeLabels]:
+    x = call.inputs[0]
+    call.zero = x.zero
+    out = list(x.labels)
+    for dim in call.value(2, "dims", [0, 1]):
+        call.freeze(out[dim], "turned by a right angle")
+        out[dim] = None
+    return out

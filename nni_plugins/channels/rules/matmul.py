@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 
-from nni_plugins.channels.call import Call, Info
+from nni_plugins.channels.call import Call, Contraction, Info
 from nni_plugins.channels.labels import MaybeLabels
 from nni_plugins.channels.rules.registry import rule
 
 
-def _product(call: Call, a: Info, b: Info, bias: Info | None, batch: int) -> list[MaybeLabels]:
+def product(call: Call, a: Info, b: Info, bias: Info | None, batch: int) -> list[MaybeLabels]:
     """``a [..., m, k] @ b [..., k, n]``, with ``batch`` leading dimensions."""
     rows, inner, columns = batch, batch + 1, batch + 1
     if not a.dynamic and b.dynamic:  # a weight on the left: the same contraction, seen from the other side
@@ -22,76 +22,188 @@ def _product(call: Call, a: Info, b: Info, bias: Info | None, batch: int) -> lis
         call.trace.labels.prefer(a.labels[dim])
         leading.append(a.labels[dim])
     call.costs(math.prod(a.shape) * b.shape[-1], *leading, a.labels[batch], a.labels[inner], b.labels[columns])
-    call.zero = bool((a.labels[rows] is None or a.zero) and (b.labels[columns] is None or b.zero))
+    call.zero = (
+        (a.labels[rows] is None or a.zero)
+        and (b.labels[columns] is None or b.zero)
+        and (a.zero or b.zero or all(labels is None for labels in leading))
+    )
     return [*leading, a.labels[rows], b.labels[columns]]
 
 
-def _linear_sizes(call: Call, out: list[MaybeLabels], contracted: MaybeLabels) -> None:
+def add_to(call: Call, out: list[MaybeLabels], added: Info) -> None:
+    """Tie what is added to a product to it."""
+    for back, (labels, size) in enumerate(zip(reversed(added.labels), reversed(added.shape), strict=True), 1):
+        if size > 1:
+            call.tie(out[-back], labels)
+    spanned = {back for back, labels in enumerate(reversed(added.labels), 1) if labels is not None}
+    missed = any(labels is not None and back not in spanned for back, labels in enumerate(reversed(out), 1))
+    call.zero = call.zero and added.vanishes and not missed
+
+
+def linear_sizes(call: Call, out: list[MaybeLabels], contracted: MaybeLabels) -> None:
     call.size_of("in_features", contracted)
     call.size_of("out_features", out[-1])
 
 
-@rule("aten.mm")
+@rule("aten.mm", "aten._int_mm")
 def mm(call: Call) -> list[MaybeLabels]:
-    a, b = call.tensor(0, "self"), call.tensor(1, "mat2")
-    assert a is not None and b is not None
-    out = _product(call, a, b, None, 0)
-    _linear_sizes(call, out, b.labels[0])
+    a, b = call.inputs[0], call.inputs[1]
+    out = product(call, a, b, None, 0)
+    linear_sizes(call, out, b.labels[0])
     return out
 
 
-@rule("aten.addmm")
+@rule("aten.addmm", "aten._addmm_activation")
 def addmm(call: Call) -> list[MaybeLabels]:
-    bias, a, b = call.tensor(0, "self"), call.tensor(1, "mat1"), call.tensor(2, "mat2")
-    assert bias is not None and a is not None and b is not None
-    out = _product(call, a, b, bias, 0)
-    call.tie(bias.labels[-1], out[-1])
-    call.zero = call.zero and bias.zero
-    _linear_sizes(call, out, b.labels[0])
+    bias, a, b = call.inputs[:3]
+    out = product(call, a, b, bias, 0)
+    add_to(call, out, bias)
+    linear_sizes(call, out, b.labels[0])
     return out
 
 
 @rule("aten.bmm")
 def bmm(call: Call) -> list[MaybeLabels]:
-    a, b = call.tensor(0, "self"), call.tensor(1, "mat2")
-    assert a is not None and b is not None
-    return _product(call, a, b, None, 1)
+    return product(call, call.inputs[0], call.inputs[1], None, 1)
 
 
 @rule("aten.baddbmm")
 def baddbmm(call: Call) -> list[MaybeLabels]:
-    added, a, b = call.tensor(0, "self"), call.tensor(1, "batch1"), call.tensor(2, "batch2")
-    assert added is not None and a is not None and b is not None
-    out = _product(call, a, b, None, 1)
-    for labels, other, size, wanted in zip(out, added.labels, added.shape, call.shape(), strict=True):
-        if size == wanted:
-            call.tie(labels, other)
-    call.zero = call.zero and added.zero
+    added, a, b = call.inputs[:3]
+    out = product(call, a, b, None, 1)
+    add_to(call, out, added)
     return out
 
 
-@rule("aten.addmv", "aten.mv", "aten.dot")
+@rule("aten.addbmm")
+def addbmm(call: Call) -> list[MaybeLabels]:
+    """A batch of products, summed over the batch."""
+    added, a, b = call.inputs[:3]
+    batch, *out = product(call, a, b, None, 1)
+    if batch is not None:
+        call.inexact(None if a.zero or b.zero else batch, "a masked unit is not zero where it is summed over")
+        call.contractions.append(Contraction(a, 0, b, 0))
+    add_to(call, out, added)
+    return out
+
+
+@rule("aten.addmv", "aten.mv")
 def matrix_vector(call: Call) -> list[MaybeLabels]:
-    infos = [info for info in call.inputs if info.shape]
-    vector, matrix = infos[-1], infos[-2]
-    call.contract(matrix, len(matrix.shape) - 1, vector, 0)
+    *added, matrix, vector = (info for info in call.inputs if info.shape)
+    if vector.dynamic or not matrix.dynamic:
+        call.contract(vector, 0, matrix, 1, right_out=0, out_dim=0, bias=added[0] if added else None)
+        call.zero = matrix.zero
+    else:
+        call.contract(matrix, 1, vector, 0)
+        call.zero = matrix.zero
     call.costs(math.prod(matrix.shape), *matrix.labels)
-    out = list(matrix.labels[:-1])
-    if len(infos) == 3:
-        call.tie(infos[0].labels[-1], out[-1])
+    out = [matrix.labels[0]]
+    if added:
+        add_to(call, out, added[0])
+    linear_sizes(call, out, matrix.labels[1])
     return out
 
 
-@rule("aten.linear")
+@rule("aten.dot", "aten.vdot")
+def dot(call: Call) -> list[MaybeLabels]:
+    a, b = call.inputs[:2]
+    call.tie(a.labels[0], b.labels[0])
+    if not a.zero and not b.zero:
+        call.inexact(a.labels[0], "a masked unit is not zero where it is summed over")
+    call.contractions.append(Contraction(a, 0, b, 0))
+    call.costs(math.prod(a.shape), a.labels[0])
+    return []
+
+
+@rule("aten.addr", "aten.ger", "aten.outer")
+def outer(call: Call) -> list[MaybeLabels]:
+    """Every element of one vector times every one of the other, maybe added to a matrix."""
+    *added, a, b = (info for info in call.inputs if info.shape)
+    out = [a.labels[0], b.labels[0]]
+    call.zero = a.vanishes and b.vanishes
+    if added:
+        add_to(call, out, added[0])
+    return out
+
+
+@rule("aten.linear", "aten.mkldnn_linear", "aten._mkldnn_linear")
 def linear(call: Call) -> list[MaybeLabels]:
     x, weight, bias = call.tensor(0, "input"), call.tensor(1, "weight"), call.tensor(2, "bias")
     assert x is not None and weight is not None
     last = len(x.shape) - 1
     call.contract(x, last, weight, 1, right_out=0, out_dim=last, bias=bias)
-    if bias is not None:
-        call.tie(bias.labels[0], weight.labels[0])
     call.costs(math.prod(x.shape) * weight.shape[0], *x.labels[:-1], *weight.labels)
-    call.zero = all(labels is None for labels in x.labels[:-1]) or x.zero
+    call.zero = (all(labels is None for labels in x.labels[:-1]) or x.zero) and weight.zero
     out = [*x.labels[:-1], weight.labels[0]]
-    _linear_sizes(call, out, weight.labels[1])
+    if bias is not None:
+        add_to(call, out, bias)
+    linear_sizes(call, out, weight.labels[1])
     return out
+
+
+@rule("aten._grouped_mm")
+def grouped_mm(call: Call) -> list[MaybeLabels]:
+    """Rows of one matrix, run by run, times one matrix of a batch each: the experts of a mixture."""
+    a, b = call.inputs[0], call.inputs[1]
+    if len(a.shape) != 2 or len(b.shape) != 3:
+        for info in call.inputs:
+            for labels in info.labels:
+                call.freeze(labels, "groups of rows of both factors")
+        return [None] * len(call.shape())
+    call.freeze(b.labels[0], "each of the matrices has rows of its own")
+    call.contract(a, 1, b, 1, right_out=2, out_dim=1)
+    call.costs(math.prod(a.shape) * b.shape[2], a.labels[0], a.labels[1], b.labels[2])
+    call.zero = b.zero and (a.labels[0] is None or a.zero)
+    out = [a.labels[0], b.labels[2]]
+    bias = call.tensor(3, "bias")
+    if bias is not None:
+        call.tie(bias.labels[-1], out[1])
+        call.zero = call.zero and bias.zero
+    return out
+
+
+@rule("aten._trilinear")
+def trilinear(call: Call) -> list[MaybeLabels]:
+    """A product of three tensors, with dimensions added to each, summed over some: ``nn.Bilinear``."""
+    infos = call.inputs[:3]
+    expanded = [{int(d) for d in call.value(3 + i, f"expand{i + 1}")} for i in range(3)]
+    summed = {int(d) for d in call.value(6, "sumdim")}
+    rank = len(infos[0].shape) + len(expanded[0])
+    aligned: list[list[MaybeLabels]] = []
+    places: list[dict[int, int]] = []
+    for info, added in zip(infos, expanded, strict=True):
+        place = dict(zip((d for d in range(rank) if d not in added), range(len(info.shape)), strict=True))
+        places.append(place)
+        aligned.append([info.labels[place[d]] if d in place else None for d in range(rank)])
+    out: list[MaybeLabels] = []
+    for d in range(rank):
+        having = [i for i in range(3) if d in places[i]]
+        for i in having[1:]:
+            call.tie(aligned[having[0]][d], aligned[i][d])
+        labels = next((aligned[i][d] for i in having if aligned[i][d] is not None), None)
+        if d not in summed:
+            out.append(labels)
+            continue
+        if not any(infos[i].zero for i in having):
+            call.inexact(labels, "a masked unit is not zero where it is summed over")
+        _note_factors(call, infos, having, places, d)
+    call.zero = all(info.vanishes for info in infos)
+    call.size_of("out_features", infos[1].labels[0])
+    call.size_of("in1_features", infos[1].labels[1] if len(infos[1].shape) > 1 else None)
+    call.size_of("in2_features", infos[1].labels[2] if len(infos[1].shape) > 2 else None)
+    call.costs(math.prod(infos[0].shape) * math.prod(infos[1].shape[::2]), *infos[1].labels)
+    return out
+
+
+def _note_factors(call: Call, infos: list[Info], having: list[int], places: list[dict[int, int]], dim: int) -> None:
+    """Note a sum over what two or three factors share; a weight among them is what consumes."""
+    weights = [i for i in having if not infos[i].dynamic]
+    lefts = [i for i in having if infos[i].dynamic] or weights[:1]
+    for i in weights:
+        call.trace.consumed.append(infos[i].labels[places[i][dim]])
+    right = next((i for i in having if i != lefts[0]), None)
+    left = infos[lefts[0]]
+    if right is None:
+        call.contractions.append(Contraction(left, places[lefts[0]][dim]))
+    else:
+        call.contractions.append(Contraction(left, places[lefts[0]][dim], infos[right], places[right][dim]))

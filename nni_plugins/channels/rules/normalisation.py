@@ -9,6 +9,8 @@ from nni_plugins.channels.labels import MaybeLabels
 from nni_plugins.channels.rules.registry import rule
 
 _ACROSS = "normalised across channels"
+_ALWAYS_BATCH = frozenset(["aten._batch_norm_with_update", "aten._batch_norm_with_update_functional"])
+_NEVER_BATCH = frozenset(["aten._native_batch_norm_legit_no_training", "aten._batch_norm_no_update"])
 
 
 @rule(
@@ -26,48 +28,75 @@ _ACROSS = "normalised across channels"
 def batch_norm(call: Call) -> list[MaybeLabels]:
     x = call.inputs[0]
     channels = x.labels[1]
-    affine = [call.tensor(1, "weight"), call.tensor(2, "bias")]
-    for info in [*affine, call.tensor(3, "running_mean"), call.tensor(4, "running_var")]:
+    weight, mean = call.tensor(1, "weight"), call.tensor(3, "running_mean")
+    for info in (weight, call.tensor(2, "bias"), mean, call.tensor(4, "running_var")):
         if info is not None:
             if channels is None:
                 channels = info.labels[0]
             call.tie(channels, info.labels[0])
     if x.labels[1] is None:
         call.freeze(channels, "the norm of something of fixed size")
-    call.zero = affine[0] is not None
+    others = [dim for dim in range(len(x.shape)) if dim != 1 and x.labels[dim] is not None]
+    by_batch = _by_batch(call)
+    for dim in others if by_batch else ():
+        call.inexact(x.labels[dim], _ACROSS)
+        call.mix(dim)
+    call.zero = not others and (weight is not None or (by_batch and x.zero))
     call.size_of("num_features", channels)
     if channels is not None:
         call.size_of("num_features", np.unique(channels))  # an instance norm repeats its channels for each example
-    for index in (1, 2):  # the saved mean and deviation, empty in some versions
-        if index < len(call.outputs) and call.shape(index) == x.shape[1:2]:
+    for index in range(1, len(call.outputs)):  # the saved mean and deviation, empty in some versions
+        if call.shape(index) == x.shape[1:2]:
             call.give(index, [x.labels[1]])
-    return [x.labels[0], x.labels[1], *x.labels[2:]]
+    return list(x.labels)
 
 
-@rule("aten.native_layer_norm", "aten._fused_rms_norm", "aten.rms_norm")
+def _by_batch(call: Call) -> bool:
+    """Whether the statistics are those of the input: in training, and where none were kept."""
+    name = call.cause.operator
+    if name in _ALWAYS_BATCH or name in _NEVER_BATCH:
+        return name in _ALWAYS_BATCH
+    return bool(call.value(3 if call.func._overloadname == "no_stats" else 5, "training", False))
+
+
+@rule("aten.native_layer_norm", "aten._fused_rms_norm", "aten.rms_norm", "aten.layer_norm")
 def layer_norm(call: Call) -> list[MaybeLabels]:
     x = call.inputs[0]
-    dims = len(call.value(1, "normalized_shape"))
-    for labels in x.labels[-dims:]:
-        call.inexact(labels, _ACROSS)
-    for info in (call.tensor(2, "weight"), call.tensor(3, "bias")):
+    rank, dims = len(x.shape), len(call.value(1, "normalized_shape"))
+    weight, bias = call.tensor(2, "weight"), call.tensor(3, "bias")
+    for dim in range(rank - dims, rank):
+        call.inexact(x.labels[dim], _ACROSS)
+        call.mix(dim)
+    for info in (weight, bias):
         if info is not None:
             for labels, other in zip(x.labels[-dims:], info.labels, strict=True):
                 call.tie(labels, other)
     if dims == 1:
         call.size_of("normalized_shape", x.labels[-1])
-    call.zero = call.tensor(2, "weight") is not None
+    within = all(labels is None for labels in x.labels[-dims:]) or weight is not None
+    before = all(labels is None for labels in x.labels[:-dims]) or (x.zero and bias is None)
+    call.zero = within and before
+    for index in range(1, len(call.outputs)):  # mean and deviation
+        if len(call.shape(index)) == rank:
+            call.give(index, [*x.labels[:-dims], *[None] * dims])
     return list(x.labels)
 
 
-@rule("aten.native_group_norm")
+@rule("aten.native_group_norm", "aten.group_norm")
 def group_norm(call: Call) -> list[MaybeLabels]:
-    x, groups = call.inputs[0], int(call.value(6, "group", 1))
+    native = call.cause.operator == "aten.native_group_norm"
+    x, groups = call.inputs[0], int(call.value(6 if native else 1, "group" if native else "num_groups", 1))
+    weight, bias = (call.tensor(1, "weight"), call.tensor(2, "bias")) if native else (call.tensor(2), call.tensor(3))
     channels = x.labels[1]
-    for info in (call.tensor(1, "weight"), call.tensor(2, "bias")):
+    for info in (weight, bias):
         if info is not None:
             call.tie(channels, info.labels[0])
-    call.zero = call.tensor(1, "weight") is not None
+    positions = [labels for labels in x.labels[2:] if labels is not None]
+    for labels in positions:
+        call.inexact(labels, _ACROSS)
+    call.mix(*range(1, len(x.shape)))
+    before = x.labels[0] is None or (x.zero and bias is None)
+    call.zero = before and not positions and (channels is None or weight is not None)
     if channels is None:
         return list(x.labels)
     call.size_of("num_channels", channels)
@@ -83,3 +112,20 @@ def group_norm(call: Call) -> list[MaybeLabels]:
         if index < len(call.outputs) and call.shape(index)[-1:] == (groups,):
             call.give(index, [None, group])
     return list(x.labels)
+
+
+@rule("aten._weight_norm_interface", "aten._weight_norm")
+def weight_norm(call: Call) -> list[MaybeLabels]:
+    """``g * v / |v|``, with a norm for each index of one dimension: zeros add nothing to the norms of the others."""
+    v, g = call.inputs[:2]
+    kept = int(call.value(2, "dim", 0)) % len(v.shape)
+    for dim, labels in enumerate(v.labels):
+        if dim == kept:
+            call.tie(labels, g.labels[dim])
+            call.divides(v, labels)
+        else:
+            call.sum_over(v, dim)
+    call.zero = v.zero and g.zero
+    if len(call.outputs) > 1:
+        call.give(1, [labels if dim == kept else None for dim, labels in enumerate(v.labels)])
+    return list(v.labels)

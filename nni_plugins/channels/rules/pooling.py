@@ -13,11 +13,11 @@ _SPATIAL = {
     "upsample_linear1d _upsample_nearest_exact1d reflection_pad1d replication_pad1d",
     2: "max_pool2d max_pool2d_with_indices avg_pool2d adaptive_avg_pool2d _adaptive_avg_pool2d adaptive_max_pool2d "
     "fractional_max_pool2d upsample_nearest2d upsample_bilinear2d upsample_bicubic2d _upsample_nearest_exact2d "
-    "_upsample_bilinear2d_aa _upsample_bicubic2d_aa reflection_pad2d replication_pad2d mkldnn_adaptive_avg_pool2d "
-    "max_unpool2d",
+    "_upsample_bilinear2d_aa _upsample_bicubic2d_aa _upsample_lanczos2d_aa reflection_pad2d replication_pad2d "
+    "mkldnn_adaptive_avg_pool2d mkldnn_max_pool2d lp_pool2d",
     3: "max_pool3d max_pool3d_with_indices avg_pool3d adaptive_avg_pool3d _adaptive_avg_pool3d adaptive_max_pool3d "
     "fractional_max_pool3d upsample_nearest3d upsample_trilinear3d _upsample_nearest_exact3d reflection_pad3d "
-    "replication_pad3d max_unpool3d",
+    "replication_pad3d mkldnn_max_pool3d",
 }
 
 
@@ -37,6 +37,19 @@ def _windowed(spatial: int):
 
 for _dims, _names in _SPATIAL.items():
     rule(*(f"aten.{name}" for name in _names.split()))(_windowed(_dims))
+
+
+@rule("aten.max_unpool2d", "aten.max_unpool3d")
+def max_unpool(call: Call) -> list[MaybeLabels]:
+    """Values go back to where the largest were found, in a map of their own channel."""
+    x, places = call.inputs[:2]
+    spatial = 2 if call.cause.operator == "aten.max_unpool2d" else 3
+    for a, b in zip(x.labels[:-spatial], places.labels[:-spatial], strict=True):
+        call.tie(a, b)
+    for labels in (*x.labels[-spatial:], *places.labels[-spatial:]):
+        call.freeze(labels, "a window slides along it")
+    call.zero = x.zero
+    return [*x.labels[:-spatial], *[None] * spatial]
 
 
 @rule("aten.constant_pad_nd", "aten.pad")

@@ -6,23 +6,31 @@ import math
 
 import numpy as np
 
-from nni_plugins.channels.call import Call
+from nni_plugins.channels.call import Call, Info
 from nni_plugins.channels.labels import MaybeLabels
 from nni_plugins.channels.rules.registry import rule
 
+_VIEWS = "view _unsafe_view view_copy reshape _reshape_copy _reshape_alias _reshape_alias_copy _mkldnn_reshape"
 
-@rule("aten.view", "aten._unsafe_view", "aten.reshape", "aten._reshape_alias", "aten.view_copy", "aten._reshape_copy")
+
+@rule(*(f"aten.{name}" for name in _VIEWS.split()))
 def view(call: Call) -> list[MaybeLabels]:
     x = call.inputs[0]
     call.zero = x.zero
-    if call.cause.operator in ("aten.view", "aten.view_copy") and x.shape == call.shape():
+    if x.shape == call.shape():
         return list(x.labels)
+    if math.prod(x.shape) != math.prod(call.shape()):  # seen as another type, of another size
+        for labels in x.labels:
+            call.freeze(labels, "seen as numbers of another size")
+        return [None] * len(call.shape())
     return reshaped(call, x.labels, x.shape, call.shape())
 
 
 def reshaped(call: Call, labels: list[MaybeLabels], old: tuple[int, ...], new: tuple[int, ...]) -> list[MaybeLabels]:
     """Carry labels from shape ``old`` to shape ``new``, run by run of dimensions with equal products."""
     out: list[MaybeLabels] = []
+    if 0 in old:
+        return [None] * len(new)
     i = j = 0
     while i < len(old) or j < len(new):
         first, second = i, j
@@ -72,7 +80,7 @@ def _merged(call: Call, labels: list[MaybeLabels], sizes: tuple[int, ...]) -> np
     return np.ascontiguousarray(np.broadcast_to(table.reshape(shape), sizes)).reshape(-1)
 
 
-@rule("aten.unsqueeze")
+@rule("aten.unsqueeze", "aten.unsqueeze_copy")
 def unsqueeze(call: Call) -> list[MaybeLabels]:
     x = call.inputs[0]
     call.zero = x.zero
@@ -97,7 +105,7 @@ def permute(call: Call) -> list[MaybeLabels]:
     return [x.labels[d] for d in call.value(1, "dims")]
 
 
-@rule("aten.transpose", "aten.swapaxes", "aten.movedim")
+@rule("aten.transpose", "aten.transpose_copy", "aten.swapaxes", "aten.swapdims", "aten._mkldnn_transpose")
 def transpose(call: Call) -> list[MaybeLabels]:
     x = call.inputs[0]
     call.zero = x.zero
@@ -107,7 +115,7 @@ def transpose(call: Call) -> list[MaybeLabels]:
     return out
 
 
-@rule("aten.t")
+@rule("aten.t", "aten.t_copy")
 def t(call: Call) -> list[MaybeLabels]:
     x = call.inputs[0]
     call.zero = x.zero
@@ -117,54 +125,32 @@ def t(call: Call) -> list[MaybeLabels]:
 @rule("aten.expand", "aten.expand_copy", "aten.broadcast_to")
 def expand(call: Call) -> list[MaybeLabels]:
     """A dimension that is repeated from one may shrink with whatever it meets."""
-    x = call.inputs[0]
-    shape = call.shape()
-    call.zero = x.zero
-    added = len(shape) - len(x.shape)
-    out: list[MaybeLabels] = []
-    for d, size in enumerate(shape):
-        old = x.shape[d - added] if d >= added else 1
-        if old == size:
-            out.append(x.labels[d - added] if d >= added else None)
-        else:
-            out.append(call.fresh(size) if size > 1 else None)
-    return out
+    x, shape = call.inputs[0], call.shape()
+    old = (*[1] * (len(shape) - len(x.shape)), *x.shape)
+    return _grown(call, x, old, [new // size if size else 1 for new, size in zip(shape, old, strict=True)])
 
 
 @rule("aten.repeat", "aten.tile")
 def repeat(call: Call) -> list[MaybeLabels]:
-    x, repeats = call.inputs[0], [int(r) for r in call.value(1, "repeats")]
+    """So may one that is copied from one; several are copied together with their labels."""
+    x, repeats = call.inputs[0], [int(r) for r in call.value(1, "repeats", call.value(1, "dims"))]
+    rank = len(call.shape())
+    return _grown(call, x, (*[1] * (rank - len(x.shape)), *x.shape), [*[1] * (rank - len(repeats)), *repeats])
+
+
+def _grown(call: Call, x: Info, old: tuple[int, ...], counts: list[int]) -> list[MaybeLabels]:
+    added = len(old) - len(x.shape)
     call.zero = x.zero
-    added = len(repeats) - len(x.shape)
-    out: list[MaybeLabels] = [None] * added
-    for d, labels in enumerate(x.labels):
-        count = repeats[d + added]
-        out.append(labels if labels is None or count == 1 else np.tile(labels, count))
+    out: list[MaybeLabels] = []
+    for d, (size, count) in enumerate(zip(old, counts, strict=True)):
+        labels = x.labels[d - added] if d >= added else None
+        if count > 1 and size == 1:
+            labels = call.fresh(count)
+            call.zero = False  # of these, one is as good as the other: none is zero for being masked
+        elif count > 1 and labels is not None:
+            labels = np.tile(labels, count)
+        out.append(labels)
     return out
-
-
-@rule("aten.pixel_shuffle", "aten.pixel_unshuffle")
-def pixel_shuffle(call: Call) -> list[MaybeLabels]:
-    """Channels are the pair (channel, position in the block); only the channel can go."""
-    x = call.inputs[0]
-    call.zero = x.zero
-    shuffle = call.cause.operator == "aten.pixel_shuffle"
-    few = (call.shape() if shuffle else x.shape)[-3]
-    many = (x.shape if shuffle else call.shape())[-3]
-    for labels in x.labels[-2:]:
-        call.freeze(labels, "pixels move along it")
-    labels = x.labels[-3]
-    if labels is None:
-        return [*x.labels[:-3], None, None, None]
-    block = math.prod((many,)) // few
-    if shuffle:
-        outer, inner = call.fresh(few), call.fresh(block)
-        call.trace.labels.relate(labels, outer, inner, call.cause)
-        call.freeze_silently(inner)
-        return [*x.labels[:-3], outer, None, None]
-    inner = call.fresh(block)
-    call.freeze_silently(inner)
-    return [*x.labels[:-3], call.trace.labels.merge(labels, inner, call.cause), None, None]
 
 
 @rule("aten.channel_shuffle", "aten.native_channel_shuffle")
@@ -182,7 +168,7 @@ def channel_shuffle(call: Call) -> list[MaybeLabels]:
     return [x.labels[0], call.trace.labels.merge(inner, outer, call.cause), *x.labels[2:]]
 
 
-@rule("aten.as_strided", "aten.as_strided_")
+@rule("aten.as_strided", "aten.as_strided_copy")
 def as_strided(call: Call) -> list[MaybeLabels]:
     """Other strides over the same shape (adaptive pooling asks for them) say nothing new; anything else is unknown."""
     x = call.inputs[0]
