@@ -173,7 +173,7 @@ def summary(row: dict[str, Any]) -> str:
             parts.append(f"error {row['error_of_output']:.1e}")
         if row["put_back"]:
             parts.append(f"{len(row['put_back'])} put back")
-        return ", ".join(parts) + f"; {sum(row['seconds'].values()):.1f} s, {row['rss_mb']} MB"
+        return ", ".join(parts) + f"; {sum(row['cpu_seconds'].values()):.1f} s, {row['rss_mb']} MB"
     where = f" at {row['stage']}" if row.get("stage") else ""
     error = f" (error {row['error_of_output']:.1e})" if row["status"] == "wrong" else ""
     return f"{row['status']}{where}{error} {row.get('error', '')}"
@@ -196,7 +196,7 @@ def table(zoo: str, rows: list[dict[str, Any]], names: list[str]) -> str:
     lines += [
         "",
         "| model | parameters | prunable exactly | parameters left | MACs left | error | put back | inexact too: "
-        "parameters left | watch s | speedup s | peak MB |",
+        "parameters left | watch, CPU s | speedup, CPU s | peak MB |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name in names:
@@ -223,7 +223,7 @@ def _outcome(row: dict[str, Any]) -> str:
 
 
 def _times(row: dict[str, Any]) -> list[str]:
-    seconds = row.get("seconds", {})
+    seconds = row.get("cpu_seconds", {})
     cells = [f"{seconds[stage]:.1f}" if stage in seconds else "-" for stage in ("watch", "speedup")]
     return [*cells, str(row.get("rss_mb", "-"))]
 

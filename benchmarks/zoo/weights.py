@@ -17,7 +17,7 @@ def randomise(model: nn.Module, inputs: Any, seed: int = 0) -> None:
 
     What is constant (norm scales, biases, LayerScales and heads that start at zero) is drawn anew. Then one forward in
     eval mode scales every convolution and linear layer so that its output has a standard deviation of one, and gives
-    batch norms statistics that are near to those of what they see: a deep network passes on what happens early in it.
+    batch norms statistics of the size of what they see: a deep network passes on what happens early in it.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -89,12 +89,12 @@ def _statistics(generator: torch.Generator) -> Any:
             return
         done = True
         x = args[0].float()
-        dims = [d for d in range(x.dim()) if d != 1]
-        mean, var = x.mean(dims), x.var(dims, unbiased=False)
-        var = torch.where(var > 1e-4, var, torch.ones_like(var))
-        noise = torch.randn(mean.shape, generator=generator)
-        module.running_mean.copy_(mean + 0.3 * noise * var.sqrt())
-        module.running_var.copy_(var * (0.7 + 0.6 * torch.rand(var.shape, generator=generator)))
+        # Of the size of all channels together, and not centred: channel by channel, on one small image, rounding is
+        # all that would be left after some layers.
+        size = x.pow(2).mean().expand(x.shape[1]) + 1e-6
+        noise = torch.randn(size.shape, generator=generator)
+        module.running_mean.copy_(0.3 * noise * size.sqrt())
+        module.running_var.copy_(size * (0.7 + 0.6 * torch.rand(size.shape, generator=generator)))
 
     return hook
 

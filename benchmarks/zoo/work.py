@@ -28,18 +28,19 @@ class Record:
     """What is known so far of one model in one mode; the stage is told as it changes, in case the process is killed."""
 
     def __init__(self, tell: Callable[[dict[str, Any]], None], **start: Any) -> None:
-        self.data: dict[str, Any] = {**start, "status": "running", "stage": "", "seconds": {}}
+        self.data: dict[str, Any] = {**start, "status": "running", "stage": "", "seconds": {}, "cpu_seconds": {}}
         self._tell = tell
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         self.data["stage"] = name
         self._tell(self.data)
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         try:
             yield
         finally:
             self.data["seconds"][name] = round(time.perf_counter() - start, 3)
+            self.data["cpu_seconds"][name] = round(time.process_time() - cpu, 3)
             self.data["rss_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
