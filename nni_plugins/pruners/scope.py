@@ -13,6 +13,7 @@ pruned is a *group*:
 from __future__ import annotations
 
 import difflib
+import logging
 import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from nni_plugins.pruners.select import Pool
 
 if TYPE_CHECKING:
     from nni_plugins.channels import ChannelGraph, ChannelGroup, Member
+
+_logger = logging.getLogger(__name__)
 
 SETTING_KEYS = (
     "sparse_ratio",
@@ -128,6 +131,18 @@ def _selected(model: nn.Module, entry: Mapping[str, Any], where: str) -> list[st
     return list(select_modules_by_config(model, dict(entry))[0])
 
 
+def _warn_of_unknown_exclusions(known: Mapping[str, str], entry: Mapping[str, Any], where: str) -> None:
+    """An exclusion that names nothing (``module.conv1``, once the wrapper is off) leaves its layer to be pruned."""
+    for name in entry.get("exclude_op_names", ()):
+        if name not in known:
+            near = [k for k in known if k and (name.endswith(f".{k}") or k.endswith(f".{name}"))]
+            near = near or difflib.get_close_matches(name, known, 1, 0.5)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            _logger.warning(
+                "%s.exclude_op_names: the model has no module %r, so it excludes nothing%s", where, name, hint
+            )
+
+
 def resolve(
     model: nn.Module, config_list: Sequence[Mapping[str, Any]], graph: ChannelGraph, *, exact_only: bool = True
 ) -> Resolved:
@@ -147,6 +162,7 @@ def resolve(
         for name in _selected(model, entry, f"config_list[{index}]"):
             owner.setdefault(canonical[name], index)
         excluded.update(canonical[name] for name in excluded_modules(model, entry))
+        _warn_of_unknown_exclusions(canonical, entry, f"config_list[{index}]")
     selected = tuple(frozenset(n for n, i in owner.items() if i == index) for index in range(len(settings)))
     protected = excluded - set(owner)
 

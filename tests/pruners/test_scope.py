@@ -1,3 +1,5 @@
+import logging
+
 import pytest
 import torch
 from torch import nn
@@ -147,3 +149,14 @@ def test_neighbourhoods_do_not_depend_on_width():
     classes = neighbourhoods(net, ChannelGraph.watch(net, X))
     assert classes["a1"] == classes["b1"]
     assert classes["a1"] != classes["stem"]
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("module.b2", "; did you mean 'b2'?"), ("b22", "; did you mean 'b2'?"), ("zzzz", "")]
+)
+def test_an_exclusion_that_names_nothing_is_said(caplog, name, hint):
+    entry = {"op_types": ["Conv2d"], "exclude_op_names": [name], "sparse_ratio": 0.5}
+    with caplog.at_level(logging.WARNING):
+        assert names(resolved("residual", [entry])) == ["stem", "a1", "b1"]
+    said = f"config_list[0].exclude_op_names: the model has no module {name!r}, so it excludes nothing{hint}"
+    assert [record.getMessage() for record in caplog.records] == [said]
