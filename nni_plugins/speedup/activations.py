@@ -207,19 +207,30 @@ class _Runs:
 
     def edits(self, place: _Place, dim: int, units: Array, target: str, calls: int) -> list[_Edit]:
         """Return what to mask so that the units of a tensor are zero, or count for nothing."""
-        if target.startswith(ACTIVATIONS[0]):
-            return self._unread(place.info, dim, units, place.by)
-        try:
-            edits = self._silent(place.info, dim, units)
-            for edit in edits:
-                if self._weights[edit.name] > calls:
-                    raise _Cannot(f"is made by {edit.name}, which is used elsewhere too")
-            return edits
-        except _Cannot as first:
+        inside = target.startswith(ACTIVATIONS[0])
+        if inside:
+            ways = [lambda: self._unread(place.info, dim, units, place.by)]
+            if all(index in place.by for index, _ in self._readers[id(place.info)]):
+                ways.append(lambda: self._made_zero(place.info, dim, units, calls))
+        else:
+            ways = [
+                lambda: self._made_zero(place.info, dim, units, calls),
+                lambda: self._unread(place.info, dim, units),
+            ]
+        failed: list[_Cannot] = []
+        for way in ways:
             try:
-                return self._unread(place.info, dim, units)
-            except _Cannot:
-                raise first from None
+                return way()
+            except _Cannot as error:
+                failed.append(error)
+        raise failed[0]
+
+    def _made_zero(self, info: Info, dim: int, units: Array, calls: int) -> list[_Edit]:
+        edits = self._silent(info, dim, units)
+        for edit in edits:
+            if self._weights[edit.name] > calls:
+                raise _Cannot(f"is made by {edit.name}, which is used elsewhere too")
+        return edits
 
     # -- making it zero --------------------------------------------------------------------------------------------
 
