@@ -23,8 +23,7 @@ from nni_plugins.channels.graph import ChannelGraph
 from nni_plugins.channels.labels import Array
 from nni_plugins.channels.trace import is_inplace
 from nni_plugins.channels.watch import run_recorded
-from nni_plugins.speedup.infer import _JOINS as JOINS
-from nni_plugins.speedup.infer import _NORMS as NORMS
+from nni_plugins.speedup.flow import JOINS, NORMS
 from nni_plugins.speedup.masks import ACTIVATIONS
 
 ActivationMasks = Mapping[tuple[str, str], torch.Tensor]
