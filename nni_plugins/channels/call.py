@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from nni_plugins.channels.trace import Trace
 
 
+#: Where in a module's arguments something is: a position or a keyword, then places in what is nested there.
+Path = tuple[int | str, ...]
+
+
 @dataclass(eq=False)
 class Info:
     """What is known of one tensor of the run.
@@ -33,6 +37,8 @@ class Info:
         The name of the parameter or buffer that it is, or ''.
     made
         How many operators had run when it was made or last written.
+    dtype
+        Its element type.
     """
 
     shape: tuple[int, ...]
@@ -41,6 +47,7 @@ class Info:
     zero: bool = False
     parameter: str = ""
     made: int = 0
+    dtype: torch.dtype | None = None
 
     def along(self, back: int, size: int) -> MaybeLabels:
         """Return the labels of dimension ``-back`` where it has ``size``: what meets there under broadcasting."""
@@ -76,13 +83,18 @@ class Contraction:
 
 @dataclass(eq=False)
 class Operator:
-    """One operator of the run; along the dimensions ``mixed``, what it gives at one index depends on the others."""
+    """One operator of the run; ``args`` and ``kwargs`` are as it was called, with infos in place of tensors.
+
+    Along the dimensions ``mixed``, what it gives at one index depends on the other indices.
+    """
 
     name: str
     module: str
     inputs: list[Info]
     outputs: list[Info]
     contractions: list[Contraction] = field(default_factory=list)
+    args: tuple = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
     mixed: frozenset[int] = frozenset()
 
 
@@ -95,13 +107,78 @@ class ModuleCall:
     outputs: list[Info]
 
 
+@dataclass(eq=False)
+class Span:
+    """One call of a module that holds parameters, with those below it.
+
+    Attributes
+    ----------
+    module
+        Its name.
+    start, end
+        The operators that it ran: from ``start`` up to, not including, ``end``.
+    arguments
+        Which argument held which tensor: ``(path, info)``, where a path is a position or a keyword, and then the places
+        in nested tuples, lists and dicts.
+    output
+        What it returned: an info, nested in tuples, lists and dicts as it was; :class:`Argument` where it returned an
+        object that it was given; plain values as they are; and ``Ellipsis`` for anything else.
+    """
+
+    module: str
+    start: int
+    arguments: list[tuple[Path, Info]]
+    end: int = 0
+    output: Any = None
+
+
+@dataclass(frozen=True)
+class Written:
+    """A tensor that was read after parts of it, or what it is a part of, were written in place.
+
+    Attributes
+    ----------
+    place
+        How many operators had run when it was read.
+    info, before
+        What was known of it from then on, and before.
+    writes
+        The results of the operators that wrote.
+    """
+
+    place: int
+    info: Info
+    before: Info
+    writes: list[Info]
+
+
+@dataclass(frozen=True)
+class KnownModule:
+    """What is known of a module: all its names, its class, and whether it is one of torch.nn's without children."""
+
+    names: tuple[str, ...]
+    kind: str
+    elementary: bool
+
+
+@dataclass(frozen=True)
+class Argument:
+    """An object that a module returned as it was given, by its path."""
+
+    path: Path
+
+
 @dataclass(frozen=True)
 class Term:
-    """Multiply-accumulates of one operator: ``coefficient`` times the number of kept labels of each factor."""
+    """Multiply-accumulates of one operator: ``coefficient`` times the number of kept labels of each factor.
+
+    ``operator`` is its place in the run.
+    """
 
     module: str
     coefficient: float
     factors: tuple[Array, ...]
+    operator: int = -1
 
 
 Rule = Callable[["Call"], "list[MaybeLabels] | None"]
@@ -217,7 +294,7 @@ class Call:
         """Note the multiply-accumulates of this call, which shrink with each of ``factors``."""
         arrays = tuple(f for f in factors if f is not None)
         share = macs / float(np.prod([len(a) for a in arrays])) if arrays else float(macs)
-        self.trace.terms.append(Term(self.module, share, arrays))
+        self.trace.terms.append(Term(self.module, share, arrays, len(self.trace.operators)))
 
 
 #: What transformers' models return beside their outputs: keys and values for the next call, as wide as the heads.

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from nni_plugins.channels.call import Call, Info, ModuleCall, Operator, Term, output_tensors
+from nni_plugins.channels.call import (
+    Argument,
+    Call,
+    Info,
+    KnownModule,
+    ModuleCall,
+    Operator,
+    Path,
+    Span,
+    Term,
+    Written,
+    output_tensors,
+)
 from nni_plugins.channels.divisors import unmasked
 from nni_plugins.channels.flexible import is_flexible
 from nni_plugins.channels.labels import Array, Cause, Labels, MaybeLabels
@@ -19,6 +31,8 @@ from nni_plugins.channels.watch import Data, has_no_data, on_least_data, run_rec
 
 #: What makes a tensor of numbers written in the forward.
 _LITERALS = frozenset(["aten.lift_fresh", "aten.lift_fresh_copy"])
+#: How deep in nested arguments tensors are looked for.
+_DEPTH = 3
 
 
 class Trace:
@@ -44,6 +58,14 @@ class Trace:
         Operators that have no rule, and where they were called.
     calls
         Calls of modules without children, in order.
+    spans
+        Calls of modules that hold parameters, themselves or below them, in the order in which they began.
+    inputs, outputs
+        What the model was given, and what it returned.
+    written
+        Tensors that were read after a part of them had been written in place.
+    modules
+        What is known of each module, by its first name.
     flexible
         Names of modules that ran with an exchanged forward: see :mod:`nni_plugins.channels.flexible`.
     divisors
@@ -62,9 +84,14 @@ class Trace:
         self.consumed: list[MaybeLabels] = []
         self.unknown: dict[tuple[str, str], Cause] = {}
         self.calls: list[ModuleCall] = []
+        self.spans: list[Span] = []
+        self.inputs: list[Info] = []
         self.outputs: list[Info] = []
+        self.written: list[Written] = []
+        self.modules = _known_modules(model)
         self.flexible: list[str] = [name for name, module in model.named_modules() if is_flexible(type(module))]
         self._marks: list[int] = []
+        self._open: list[tuple[Span, dict[int, Path]]] = []
         self._infos: dict[int, Info] = {}
         self._alive: list[torch.Tensor] = []
         self._written: dict[int, list[Info]] = {}
@@ -90,7 +117,13 @@ class Trace:
         trace = cls(model)
         trace.data = data
         out = run_recorded(
-            model, dummy_input, trace._on_operator, on_input=trace._on_input, on_module=trace._on_module, data=data
+            model,
+            dummy_input,
+            trace._on_operator,
+            on_input=trace._on_input,
+            on_module=trace._on_module,
+            on_span=(trace._on_enter, trace._on_leave),
+            data=data,
         )
         cause = Cause("", "", "the model's output")
         tensors = output_tensors(out)
@@ -120,20 +153,24 @@ class Trace:
         if name:
             if name not in self.parameters:
                 self.parameters[name] = [self.labels.fresh(size) if size > 1 else None for size in shape]
+            info = Info(shape, self.parameters[name], zero=True, parameter=name, dtype=tensor.dtype)
             info = Info(shape, self.parameters[name], zero=name not in self._buffers, parameter=name)
         else:  # where it comes from was not seen: unless the model holds it, it may depend on the input
-            info = Info(shape, [None] * len(shape), dynamic=id(tensor) not in self._constants)
+            info = Info(shape, [None] * len(shape), dynamic=id(tensor) not in self._constants, dtype=tensor.dtype)
         self._remember(tensor, info)
         return info
 
     def _as_written(self, tensor: torch.Tensor, known: Info) -> Info:
         """Return what is known of a tensor, a part of which may have been written since, through another view of it."""
         writes = self._written.get(tensor.untyped_storage()._cdata, ())
-        if all(write.made <= known.made or _apart(write, known) for write in writes):
+        newer = [write for write in writes if write.made > known.made and not _apart(write, known)]
+        if not newer:
             return known
         for labels in known.labels:
             self.labels.freeze(labels, Cause("", "", "a part of it is written in place"))
-        info = Info(known.shape, known.labels, dynamic=True, parameter=known.parameter, made=len(self.operators))
+        place = len(self.operators)
+        info = Info(known.shape, known.labels, True, parameter=known.parameter, made=place, dtype=known.dtype)
+        self.written.append(Written(place, info, known, newer))
         self._remember(tensor, info)
         return info
 
@@ -142,7 +179,35 @@ class Trace:
         self._alive.append(tensor)  # else its id may be given to another
 
     def _on_input(self, tensor: torch.Tensor) -> None:
-        self._remember(tensor, Info(tuple(tensor.shape), [None] * tensor.dim(), dynamic=True))
+        info = Info(tuple(tensor.shape), [None] * tensor.dim(), dynamic=True, dtype=tensor.dtype)
+        self.inputs.append(info)
+        self._remember(tensor, info)
+
+    def _on_enter(self, name: str, args: tuple, kwargs: dict) -> None:
+        found = list(_arguments((*enumerate(args), *kwargs.items())))
+        arguments = [(path, self.info(value)) for path, value in found if isinstance(value, torch.Tensor)]
+        span = Span(name, len(self.operators), arguments)
+        self.spans.append(span)
+        self._open.append((span, {id(value): path for path, value in reversed(found)}))
+
+    def _on_leave(self, name: str, output: Any) -> None:
+        while self._open:  # a call that raised, and whose caller went on, may have left some open
+            span, objects = self._open.pop()
+            span.end = len(self.operators)
+            span.output = self._structure(output, objects) if span.module == name else ...
+            if span.module == name:
+                return
+
+    def _structure(self, value: Any, objects: dict[int, Path]) -> Any:
+        if isinstance(value, torch.Tensor):
+            return self.info(value)
+        if value is None or isinstance(value, (bool, int, float, str)):
+            return value
+        if type(value) in (tuple, list):
+            return type(value)(self._structure(item, objects) for item in value)
+        if type(value) is dict:
+            return {key: self._structure(item, objects) for key, item in value.items()}
+        return Argument(objects[id(value)]) if id(value) in objects else ...
 
     def _on_module(self, name: str, args: Any, output: Any) -> None:
         inputs = [self.info(tensor) for tensor in output_tensors(args)]
@@ -169,15 +234,33 @@ class Trace:
         for index, tensor in enumerate(call.outputs):
             given = call.given.get(index)
             carried: list[MaybeLabels] = given if given is not None else [None] * tensor.dim()
-            info = Info(tuple(tensor.shape), carried, dynamic=dynamic, zero=call.zero, made=len(self.operators) + 1)
+            info = Info(
+                tuple(tensor.shape),
+                carried,
+                dynamic=dynamic,
+                zero=call.zero,
+                made=len(self.operators) + 1,
+                dtype=tensor.dtype,
+            )
             self._remember(tensor, info)
             outputs.append(info)
         if is_inplace(func):
             self._remember(args[0], outputs[0])
             self._written.setdefault(args[0].untyped_storage()._cdata, []).append(outputs[0])
-        self.operators.append(Operator(name, module, call.inputs, outputs, call.contractions))
+        infos = iter(call.inputs)
+        self.operators.append(
+            Operator(
+                name,
+                module,
+                call.inputs,
+                outputs,
+                call.contractions,
+                tuple([_with_infos(value, infos) for value in args]),
+                {key: _with_infos(value, infos) for key, value in kwargs.items()},
+                frozenset(call.mixed),
+            )
+        )
         self._marks.append(self.labels.inexact_count)
-        self.operators[-1].mixed = frozenset(call.mixed)
 
     def _forget_idle_marks(self) -> None:
         """Drop what operators said of exactness whose results reach no output (attention weights that nobody reads)."""
@@ -196,6 +279,45 @@ class Trace:
     def _writes(self, operator: Operator) -> bool:
         """Whether it writes in place: who reads that, through which view, is not known."""
         return operator.name.endswith("_") or not operator.outputs
+
+
+def _with_infos(value: Any, infos: Iterator[Info]) -> Any:
+    """Return an argument with the infos of its tensors, in their order, in place of the tensors."""
+    if isinstance(value, torch.Tensor):
+        return next(infos)
+    if isinstance(value, (tuple, list)):
+        return [_with_infos(item, infos) for item in value]
+    return value
+
+
+def _arguments(items: Iterable[tuple[int | str, Any]], depth: int = 0) -> Iterator[tuple[Path, Any]]:
+    """Yield all tensors and other objects among arguments with their paths, those in tuples, lists and dicts too."""
+    for key, value in items:
+        if value is None or isinstance(value, (bool, int, float, str)):
+            continue
+        yield (key,), value
+        inner: Iterable[tuple[Any, Any]] = ()
+        if isinstance(value, (tuple, list)):
+            inner = enumerate(value)
+        elif type(value) is dict:
+            inner = value.items()
+        if inner and depth < _DEPTH:
+            yield from (((key, *path), item) for path, item in _arguments(inner, depth + 1))
+
+
+def _known_modules(model: nn.Module) -> dict[str, KnownModule]:
+    names: dict[nn.Module, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        names.setdefault(module, []).append(name)
+    return {
+        own[0]: KnownModule(
+            tuple(own),
+            f"{type(module).__module__}.{type(module).__qualname__}",
+            not module._modules and any(c.__module__.startswith("torch.nn.") and c is not nn.Module
+                                        for c in type(module).__mro__),
+        )
+        for module, own in names.items()
+    }  # fmt: skip
 
 
 def _apart(a: Info, b: Info) -> bool:

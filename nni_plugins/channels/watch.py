@@ -28,6 +28,8 @@ from nni_plugins.channels.shapes import result_without_data
 
 OnOperator = Callable[[Any, tuple, dict, Any, str], None]
 OnModule = Callable[[str, Any, Any], None]
+OnEnter = Callable[[str, tuple, dict], None]
+OnLeave = Callable[[str, Any], None]
 Data = Literal["none", "fake", "real"]
 Result = TypeVar("Result")
 
@@ -136,10 +138,16 @@ class NeedsValues(RuntimeError):
 
 
 @contextmanager
-def _module_stack(model: nn.Module, on_module: OnModule | None) -> Iterator[list[str]]:
-    """Keep the name of the module whose forward is running, by global hooks: no module is touched."""
+def _module_stack(
+    model: nn.Module, on_module: OnModule | None, on_span: tuple[OnEnter, OnLeave] | None
+) -> Iterator[list[str]]:
+    """Keep the name of the module whose forward is running, by global hooks.
+
+    Only keyword arguments are seen by hooks of the modules themselves, since global ones are not given them everywhere.
+    """
     names = {module: name for name, module in model.named_modules()}
     leaves = {module: name for module, name in names.items() if not module._modules} if on_module is not None else {}
+    spanned = _with_parameters(model, names) if on_span is not None else {}
     stack = [""]
 
     def enter(module: nn.Module, args: Any) -> None:
@@ -149,14 +157,34 @@ def _module_stack(model: nn.Module, on_module: OnModule | None) -> Iterator[list
         stack.pop()
         if on_module is not None and module in leaves:
             on_module(leaves[module], args, output)
+        if on_span is not None and module in spanned:
+            on_span[1](spanned[module], output)
 
+    def entered(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        if on_span is not None:
+            on_span[0](spanned[module], args, kwargs)
+
+    own = [module.register_forward_pre_hook(entered, prepend=True, with_kwargs=True) for module in spanned]
     before = nn.modules.module.register_module_forward_pre_hook(enter)
     after = nn.modules.module.register_module_forward_hook(leave, always_call=True)
     try:
         yield stack
     finally:
-        before.remove()
-        after.remove()
+        for handle in (before, after, *own):
+            handle.remove()
+
+
+def _with_parameters(model: nn.Module, names: dict[nn.Module, str]) -> dict[nn.Module, str]:
+    """Return the modules below ``model`` that hold parameters, or have some below them."""
+    holders = {""}
+    for name, _ in model.named_parameters(remove_duplicate=False):
+        while (name := name.rpartition(".")[0]) not in holders:
+            holders.add(name)
+    return {
+        module: name
+        for module, name in names.items()
+        if name and name in holders and not isinstance(module, torch.jit.ScriptModule)
+    }
 
 
 @contextmanager
@@ -177,6 +205,7 @@ def run_recorded(
     *,
     on_input: Callable[[torch.Tensor], None] | None = None,
     on_module: OnModule | None = None,
+    on_span: tuple[OnEnter, OnLeave] | None = None,
     data: Data = "none",
 ) -> Any:
     """Run ``model`` once in eval mode without gradients, calling ``on_operator`` after each ATen operator.
@@ -196,6 +225,9 @@ def run_recorded(
         Called with each input tensor as the run sees it.
     on_module
         Called after each call of a module without children, with its name, arguments and output.
+    on_span
+        Called before each call of a module that holds parameters, itself or below it, with its name and arguments; and
+        after it, with its name and output.
     data
         What the run is made on: 'none', tensors of the device "meta", is the fastest; 'fake', torch's fake tensors,
         keeps devices; 'real' computes.
@@ -211,7 +243,7 @@ def run_recorded(
         torch.no_grad(),
         _unfused_attention(),
         all_flexible(model),
-        _module_stack(model, on_module) as stack,
+        _module_stack(model, on_module, on_span) as stack,
     ):
         model.eval()
         mode: Any = nullcontext()
