@@ -30,6 +30,7 @@ NORMS = frozenset(
 _FACTORS: dict[str, tuple[int, ...]] = {
     "aten.mul": (0, 1),
     "aten.div": (0,),
+    "aten._trilinear": (0, 1, 2),
     "aten._weight_norm_interface": (0, 1),
     "aten._weight_norm": (0, 1),
 }
