@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from nni_plugins.cli import commands, parse_change
 
-COMMANDS = ("run", "status", "report", "compress", "doctor")
+COMMANDS = ("run", "status", "report", "compress", "inspect", "doctor")
 
 
 def invoke(*arguments: str) -> tuple[int, str, str]:

@@ -62,7 +62,7 @@ def sensitivity_of(
     sparsities = tuple(sorted(set(sparsities or SPARSITIES)))
     groups = [group for group in graph.groups if group.prunable]
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    before = [(parameter, parameter.detach().clone(), parameter.grad) for parameter in model.parameters()]
     values: dict[str, dict[str, float]] = {}
     steps = len(groups) * len(sparsities)
     try:
@@ -82,8 +82,9 @@ def sensitivity_of(
                         values[group.name][f"{sparsity:g}"] = _evaluated(model, evaluate)[2]
     finally:
         with torch.no_grad():
-            for key, parameter in model.named_parameters():
-                parameter.copy_(before[key])
+            for parameter, value, gradient in before:
+                parameter.copy_(value)
+                parameter.grad = gradient
     return {
         "metric": name,
         "higher_is_better": higher,

@@ -133,7 +133,7 @@ class Cache:
             return {}
         try:
             found = json.loads(self.path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return {}
         except (OSError, ValueError) as error:
             self._warn(f"{self.path} cannot be read ({error}); latencies are measured again")

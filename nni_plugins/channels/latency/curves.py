@@ -7,7 +7,7 @@ others; where two sizes change at once, their shares are multiplied, and correct
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -66,19 +66,24 @@ class Curve:
     grid: Array | None = None
 
 
-def curve(axes: Sequence[Axis], times: dict[tuple[int, ...], float]) -> Curve:
-    """Make a curve of times at :func:`points`."""
+def curve(axes: Sequence[Axis], times: Mapping[tuple[int, ...], float]) -> Curve:
+    """Make a curve of times at :func:`points`; where sizes along an axis are missing, it is taken as proportional."""
     full = tuple(one.full for one in axes)
-    share = {at: value / times[full] for at, value in times.items()}
+    share = {at: value / times[full] for at, value in times.items()} if full in times else {}
     made = []
     for place, one in enumerate(axes):
-        even, odd = (np.array([share[_with(full, place, size)] for size in part]) for part in (one.even, one.odd))
-        made.append((one, even, odd))
-    if len(axes) < 2:
+        even, odd = ([size for size in part if _with(full, place, size) in share] for part in (one.even, one.odd))
+        if len(even) < min(2, len(one.even)):
+            made.append((one._replace(odd=()), np.array(one.even) / one.full, np.zeros(0)))
+            continue
+        on_even, on_odd = (np.array([share[_with(full, place, size)] for size in part]) for part in (even, odd))
+        made.append((one._replace(even=tuple(even), odd=tuple(odd)), on_even, on_odd))
+    corners = [[(x, y) for y in axes[1].coarse] for x in axes[0].coarse] if len(axes) == 2 else []
+    if not corners or not all(at in share for row in corners for at in row):
         return Curve(made)
     (a, along_a, _), (b, along_b, _) = made
     product = np.outer(np.interp(a.coarse, a.even, along_a), np.interp(b.coarse, b.even, along_b))
-    return Curve(made, np.array([[share[x, y] for y in b.coarse] for x in a.coarse]) / product)
+    return Curve(made, np.array([[share[at] for at in row] for row in corners]) / product)
 
 
 class Curves:

@@ -149,12 +149,9 @@ def time_curves(
 
 def _curve_of(entry: Entry, clock: Clock, cache: Cache, hurry: bool) -> Curve:
     places = points(entry.axes)
-    found: list[float | None] = [None]
-    if not hurry or all(_key(entry, _variant(entry, entry.at(at)), clock) in cache for at in places):
-        found = times_at(entry, [entry.at(at) for at in places], clock, cache)
-    if None in found:  # not timed, or arguments that hold sizes of which nobody knew
-        return curve(entry.axes, {at: math.prod(s / f for s, f in zip(at, places[0], strict=True)) for at in places})
-    return curve(entry.axes, {at: value for at, value in zip(places, found, strict=True) if value is not None})
+    known = all(_key(entry, _variant(entry, entry.at(at)), clock) in cache for at in places)
+    found = times_at(entry, [entry.at(at) for at in places], clock, cache) if known or not hurry else []
+    return curve(entry.axes, {at: value for at, value in zip(places, found, strict=False) if value is not None})
 
 
 def times_at(entry: Entry, fractions: Sequence[Mapping[int, float]], clock: Clock, cache: Cache) -> list[float | None]:

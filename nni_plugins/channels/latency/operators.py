@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,6 +19,9 @@ from nni_plugins.channels.rules.registry import rule_for
 from nni_plugins.channels.watch import run_recorded
 
 Shape = tuple[int, ...]
+
+#: Arguments that hold the shape of the result.
+_SIZES = ("size", "shape")
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,7 @@ class TimedOperator:
         args, kwargs = replace_operands((self.args, self.kwargs), lambda operand: operand.resized(next(new)))
         if shapes == old and outputs == self.outputs:
             return args, kwargs
-        return _fitted(str(self.func.overloadpacket), args, kwargs, old, shapes, self.outputs, outputs)
+        return _fitted(self.func, args, kwargs, shapes, self.outputs, outputs)
 
     def _with_rows(self) -> Iterator[tuple[Operand, tuple[int, ...]]]:
         return zip(operands((self.args, self.kwargs)), self.rows, strict=True)
@@ -253,28 +257,28 @@ def _scaled(shape: Shape, rows: tuple[int, ...], fractions: Mapping[int, float])
 
 
 def _fitted(
-    name: str, args: tuple, kwargs: dict, old: list[Shape], new: list[Shape], outputs: list[Shape], results: list[Shape]
+    func: Any, args: tuple, kwargs: dict, new: list[Shape], outputs: list[Shape], results: list[Shape]
 ) -> tuple[tuple, dict]:
     """Make arguments that hold sizes agree with operands that were resized."""
-    args = tuple(args)
+    name = str(func.overloadpacket)
     if name in ("aten.convolution", "aten._convolution"):
         x, weight = new[0], new[1]
         groups = results[0][1] // weight[1] if args[6] else x[1] // weight[1]
         return (*args[:8], max(1, groups), *args[9:]), kwargs
     if name == "aten.native_group_norm":
-        x, positions = new[0], 1
-        for size in new[0][2:]:
-            positions *= size
-        return (*args[:3], x[0], x[1], positions, *args[6:]), kwargs
+        x, channels, groups = new[0], args[4], args[6]
+        whole = x[1] % (channels // groups) == 0  # groups go whole, unless that does not come out even
+        groups = x[1] * groups // channels if whole else groups
+        return (*args[:3], x[0], x[1], math.prod(x[2:]), groups, *args[7:]), kwargs
 
-    def resized(value: Any) -> Any:
-        if not isinstance(value, (list, tuple)) or not value or not all(isinstance(v, int) for v in value):
-            return value
-        for before, after in zip(outputs, results, strict=True):
-            if tuple(value) == before:
-                return list(after)
-        if old and tuple(value) == old[0][len(old[0]) - len(value) :]:
+    names = [argument.name for argument in func._schema.arguments]
+
+    def resized(argument: str, value: Any) -> Any:
+        if argument == "normalized_shape":
             return list(new[0][len(new[0]) - len(value) :])
+        if argument in _SIZES and outputs and tuple(value) == outputs[0]:
+            return list(results[0])
         return value
 
-    return tuple(map(resized, args)), {key: resized(value) for key, value in kwargs.items()}
+    fitted = tuple(resized(argument, value) for argument, value in zip(names, args, strict=False))
+    return fitted, {argument: resized(argument, value) for argument, value in kwargs.items()}
