@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,8 @@ class Info:
     dynamic
         Whether it depends on the model's input.
     zero
-        Whether it holds exact zeros wherever a unit is masked (so that summing over units loses nothing).
+        Whether it holds exact zeros wherever a unit is masked (so that summing over units loses nothing). Given as one
+        answer, or one for each dimension, which are kept as ``zeros``.
     parameter
         The name of the parameter or buffer that it is, or ''.
     made
@@ -44,19 +45,27 @@ class Info:
     shape: tuple[int, ...]
     labels: list[MaybeLabels]
     dynamic: bool = False
-    zero: bool = False
+    zero: bool | Sequence[bool] = False
     parameter: str = ""
     made: int = 0
     dtype: torch.dtype | None = None
+
+    def __post_init__(self) -> None:
+        rank, zero = len(self.shape), self.zero
+        if isinstance(zero, bool):
+            self.zeros: list[bool] = [zero] * rank
+        else:
+            self.zeros = list(zero) if len(zero) == rank else [all(zero)] * rank
+        asked = [z for z, labels in zip(self.zeros, self.labels, strict=True) if labels is not None]
+        self.zero = all(asked or self.zeros) if rank else bool(zero)
 
     def along(self, back: int, size: int) -> MaybeLabels:
         """Return the labels of dimension ``-back`` where it has ``size``: what meets there under broadcasting."""
         return self.labels[-back] if len(self.shape) >= back and self.shape[-back] == size else None
 
-    @property
-    def vanishes(self) -> bool:
-        """Whether nothing is left of it where a unit is masked; true of what no unit reaches."""
-        return self.zero or all(labels is None for labels in self.labels)
+    def zero_along(self, back: int, size: int) -> bool:
+        """Whether it has such a dimension, and is zero where a unit along it is masked."""
+        return len(self.shape) >= back and self.shape[-back] == size and self.zeros[-back]
 
 
 @dataclass(frozen=True)
@@ -199,7 +208,7 @@ class Call:
         self.out = out
         self.module = module
         self.cause = Cause(module, name)
-        self.zero = False
+        self.zero: bool | Sequence[bool] = False
         self.inputs = [trace.info(t) for t in _tensors((args, kwargs))]
         self.outputs = list(_tensors(out))
         self.given: dict[int, list[MaybeLabels]] = {}
@@ -220,6 +229,14 @@ class Call:
     def shape(self, index: int = 0) -> tuple[int, ...]:
         """Return the shape of output ``index``."""
         return tuple(self.outputs[index].shape)
+
+    def carry(self, x: Info, places: Sequence[int | None]) -> list[MaybeLabels]:
+        """Return the labels of a result whose dimensions are those of ``x`` at ``places`` (None: a new one).
+
+        Zeros come with them.
+        """
+        self.zero = [True if place is None else x.zeros[place] for place in places]
+        return [None if place is None else x.labels[place] for place in places]
 
     def give(self, index: int, labels: list[MaybeLabels]) -> None:
         """Set the labels of output ``index``."""
@@ -258,7 +275,7 @@ class Call:
         weight = not right.dynamic
         if weight:
             self.trace.consumed.append(right.labels[right_dim])
-        if not left.zero and not right.zero:
+        if not left.zeros[left_dim] and not right.zeros[right_dim]:
             self.inexact(left.labels[left_dim], "a masked unit is not zero where it is summed over")
         rows = len(right.shape) > 1  # a vector of weights has none: its product makes no new units
         self.contractions.append(Contraction(left, left_dim, right, right_dim, weight=weight and rows, **details))
@@ -267,7 +284,7 @@ class Call:
         """Note a plain sum over a dimension."""
         if info.labels[dim] is None:
             return
-        if not info.zero:
+        if not info.zeros[dim]:
             self.inexact(info.labels[dim], "a masked unit is not zero where it is summed over")
         self.contractions.append(Contraction(info, dim))
 

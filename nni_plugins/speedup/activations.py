@@ -254,7 +254,7 @@ class _Runs:
         dynamic = [i for i in operator.inputs if i.dynamic]
         if name in JOINS:
             return self._pieces(dynamic, info, dim, units, operator)
-        if len(dynamic) == 1 and info.zero:
+        if len(dynamic) == 1 and info.zeros[dim]:
             other, index = _followed(info, dim, units, dynamic[0])
             return self._silent_here(dynamic[0], other, index, operator)
         raise _Cannot(f"is made by {name}, whose result no mask of parameters makes zero")

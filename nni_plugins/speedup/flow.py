@@ -168,14 +168,14 @@ class Flow:
         partners = [info for info in operator.inputs if info.dynamic] if operator.name not in JOINS else []
         zeros = operator.name.rstrip("_") in _ZEROS
         for info in operator.outputs:
-            preserves = info.zero and operator.name not in NORMS and not operator.contractions
+            plain = operator.name not in NORMS and not operator.contractions
             state = _State([None] * len(info.labels), [None] * len(info.labels))
             for dim, labels in enumerate(info.labels):
                 if labels is None:
                     continue
                 classes = self._classes[labels]
                 known = self._seen[classes]
-                zero = (known & ~self._nonzero[classes] & preserves) | zeros
+                zero = (known & ~self._nonzero[classes] & (plain and info.zeros[dim])) | zeros
                 dead = known & ~self._live[classes]
                 for partner in partners:
                     if dead.any() and not any(labels is own for own in partner.labels):

@@ -60,8 +60,7 @@ def _attention(call: Call, bias: Info | None, token: int) -> list[MaybeLabels]:
     if bias is not None:
         _add(call, out, bias, token, heads, k)
     _cost(call, q, k, v, token)
-    carried = [labels for dim, labels in enumerate(out) if dim not in (token, rank - 1)]
-    call.zero = out[token] is None and v.zero and not (grouped and any(labels is not None for labels in carried))
+    call.zero = [z and dim != token and not (grouped and dim == heads) for dim, z in enumerate(v.zeros)]
     for index in range(1, len(call.outputs)):
         shape = call.shape(index)
         if shape == q.shape[:-1]:  # the logarithm of the sum over the keys

@@ -29,7 +29,7 @@ def convolution(call: Call) -> list[MaybeLabels]:
     positions = math.prod((x.shape if transposed else call.shape())[2:])
     macs = x.shape[0] * positions * math.prod(weight.shape)
     call.costs(macs, *weight.labels[:2])
-    call.zero = weight.zero and (x.labels[0] is None or (x.zero and bias is None))
+    call.zero = [x.zeros[0] and bias is None, weight.zeros[1 if transposed else 0], *[True] * (len(x.shape) - 2)]
     return [x.labels[0], out] + [None] * (len(x.shape) - 2)
 
 
@@ -45,7 +45,7 @@ def conv_tbc(call: Call) -> list[MaybeLabels]:
     call.size_of("in_channels", weight.labels[1])
     call.size_of("out_channels", out)
     call.costs(math.prod(call.shape()[:2]) * math.prod(weight.shape), weight.labels[1], out)
-    call.zero = weight.zero and x.labels[1] is None
+    call.zero = [True, False, weight.zeros[2]]
     return [None, x.labels[1], out]
 
 
@@ -66,7 +66,7 @@ def deformed(call: Call) -> list[MaybeLabels]:
     call.size_of("in_channels", x.labels[1])
     call.size_of("out_channels", out)
     call.costs(x.shape[0] * math.prod(call.shape()[2:]) * math.prod(weight.shape), *weight.labels[:2])
-    call.zero = weight.zero and x.labels[0] is None
+    call.zero = [False, weight.zeros[0], True, True]
     return [x.labels[0], out, None, None]
 
 

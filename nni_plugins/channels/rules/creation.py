@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nni_plugins.channels.call import Call
 from nni_plugins.channels.labels import MaybeLabels
-from nni_plugins.channels.rules.elementwise import aligned, zero_in_a_sum
+from nni_plugins.channels.rules.elementwise import aligned, zeros_of_a_sum
 from nni_plugins.channels.rules.registry import rule
 
 _COPIES = (
@@ -17,7 +17,7 @@ _COPIES = (
 @rule(*(f"aten.{name}" for name in _COPIES), "prims.convert_element_type")
 def same(call: Call) -> list[MaybeLabels]:
     source = call.inputs[0]
-    call.zero = source.zero
+    call.zero = source.zeros
     for index in range(1, len(call.outputs)):  # what was dropped
         if call.shape(index) == source.shape:
             call.give(index, list(source.labels))
@@ -75,6 +75,6 @@ def values(call: Call) -> list[MaybeLabels]:
 @rule("aten.copy", "aten._copy_from")
 def copy(call: Call) -> list[MaybeLabels]:
     target, source = call.inputs[0], call.inputs[1]
-    call.zero = zero_in_a_sum([source], list(target.labels), call.shape())
+    call.zero = zeros_of_a_sum([source], call.shape())
     aligned(call, [target, source], call.shape())
     return list(target.labels)

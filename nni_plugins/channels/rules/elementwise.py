@@ -46,22 +46,14 @@ def aligned(call: Call, infos: list[Info], shape: tuple[int, ...]) -> list[Maybe
     return out
 
 
-def zero_in_a_product(infos: list[Info], out: list[MaybeLabels], shape: tuple[int, ...]) -> bool:
-    """Whether a product of ``infos`` is zero wherever a unit of the result is masked: one factor carries it as zero."""
-    return all(
-        any(info.zero and info.along(back, shape[-back]) is not None for info in infos) for back in _labelled(out)
-    )
+def zeros_of_a_product(infos: list[Info], shape: tuple[int, ...]) -> list[bool]:
+    """Whether a product is zero where a unit is masked, for each dimension: one factor has it, and is zero there."""
+    return [any(info.zero_along(back, shape[-back]) for info in infos) for back in range(len(shape), 0, -1)]
 
 
-def zero_in_a_sum(infos: list[Info], out: list[MaybeLabels], shape: tuple[int, ...]) -> bool:
-    """Whether a sum of ``infos`` is: every summand carries each unit, as zero."""
-    return all(
-        all(info.zero and info.along(back, shape[-back]) is not None for info in infos) for back in _labelled(out)
-    )
-
-
-def _labelled(out: list[MaybeLabels]) -> list[int]:
-    return [len(out) - dim for dim, labels in enumerate(out) if labels is not None]
+def zeros_of_a_sum(infos: list[Info], shape: tuple[int, ...]) -> list[bool]:
+    """Whether a sum is: every summand has it, and is zero there."""
+    return [all(info.zero_along(back, shape[-back]) for info in infos) for back in range(len(shape), 0, -1)]
 
 
 @rule("pointwise", *UNTAGGED)
@@ -69,34 +61,34 @@ def pointwise(call: Call) -> list[MaybeLabels]:
     short = call.cause.operator.rpartition(".")[2]
     short = short[:-1] if short.endswith("_") else short
     out = aligned(call, [info for info in call.inputs if info.shape], call.shape())
-    call.zero = _zero(call, short, out)
+    call.zero = _zeros(call, short)
     for index in range(1, len(call.outputs)):  # what the backward pass wants, of the same shape or empty
         if call.shape(index) == call.shape():
             call.give(index, list(out))
     return out
 
 
-def _zero(call: Call, short: str, out: list[MaybeLabels]) -> bool:
+def _zeros(call: Call, short: str) -> list[bool]:
     first, shape = call.inputs[0], call.shape()
     if short in ("mul", "multiply"):
-        return zero_in_a_product(call.inputs, out, shape)
+        return zeros_of_a_product(call.inputs, shape)
     if short in ("div", "divide", "true_divide"):
         if len(call.inputs) > 1:
             _look_at_divisor(call, call.inputs[1])
-        return zero_in_a_product([first], out, shape)
+        return zeros_of_a_sum([first], shape)
     if short in ("reciprocal", "rsqrt", "log") or (short == "pow" and _at_most(call.value(1, "exponent"), -1e-9)):
         _look_at_divisor(call, first)
-    if short in _SPECIAL:
-        return _SPECIAL[short](call) and zero_in_a_sum(call.inputs[:1], out, shape)
-    if short in _JOINTLY_ZERO:
-        return zero_in_a_sum(call.inputs[1:] if short == "where" else call.inputs, out, shape) and not _shifts(call)
-    return short in ZERO_PRESERVING and zero_in_a_product([first], out, shape)
+    if short in _JOINTLY_ZERO and not _shifts(call):
+        return zeros_of_a_sum(call.inputs[1:] if short == "where" else call.inputs, shape)
+    if _SPECIAL[short](call) if short in _SPECIAL else short in ZERO_PRESERVING:
+        return zeros_of_a_sum([first], shape)
+    return [False] * len(shape)
 
 
 def _look_at_divisor(call: Call, divisor: Info) -> None:
     """What vanishes with a masked unit must not be divided by: 0/0 is no number."""
-    if divisor.zero:
-        for labels in divisor.labels:
+    for labels, zero in zip(divisor.labels, divisor.zeros, strict=True):
+        if zero:
             call.divides(divisor, labels)
 
 
@@ -143,7 +135,7 @@ _SPECIAL: dict[str, Callable[[Call], bool]] = {
 @rule("aten.prelu", "aten._prelu_kernel")
 def prelu(call: Call) -> list[MaybeLabels]:
     x, weight = call.inputs[0], call.inputs[1]
-    call.zero = x.zero
+    call.zero = x.zeros
     if call.cause.operator == "aten.prelu":
         if weight.shape and weight.shape[0] > 1:
             call.tie(x.labels[1], weight.labels[0])

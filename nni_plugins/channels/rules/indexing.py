@@ -10,7 +10,7 @@ import torch
 
 from nni_plugins.channels.call import Call, Contraction, Info
 from nni_plugins.channels.labels import MaybeLabels
-from nni_plugins.channels.rules.elementwise import aligned, zero_in_a_sum
+from nni_plugins.channels.rules.elementwise import aligned, zeros_of_a_sum
 from nni_plugins.channels.rules.registry import rule
 from nni_plugins.channels.shapes import broadcast
 
@@ -44,7 +44,7 @@ def embedding(call: Call) -> list[MaybeLabels]:
     if bag:
         _freeze_all(call, call.inputs[1:], "a list of indices")
     rows: list[MaybeLabels] = [None] if bag else list(index.labels)
-    call.zero = weight.zero and all(labels is None for labels in rows)
+    call.zero = [*(labels is None for labels in rows), weight.zeros[1]]
     call.size_of("embedding_dim", columns)
     picks = Info((weight.shape[0],), [None], dynamic=True)
     call.contractions.append(
@@ -57,7 +57,7 @@ def embedding(call: Call) -> list[MaybeLabels]:
 def embedding_renorm(call: Call) -> list[MaybeLabels]:
     """Rows are brought to a largest norm, in place, in the table itself: zeros add nothing to it."""
     weight = call.inputs[0]
-    call.zero = weight.zero
+    call.zero = weight.zeros
     return list(weight.labels)
 
 
@@ -71,8 +71,7 @@ def index_select(call: Call) -> list[MaybeLabels]:
         return []
     dim = int(call.value(1, "dim")) % len(x.shape)
     _freeze(call, x, x.labels[dim])
-    call.zero = x.zero
-    return [*x.labels[:dim], None, *x.labels[dim + 1 :]]
+    return call.carry(x, [None if d == dim else d for d in range(len(x.shape))])
 
 
 @rule("aten.index", "aten._unsafe_index", "aten._unsafe_masked_index")
@@ -81,13 +80,13 @@ def index(call: Call) -> list[MaybeLabels]:
     x = call.inputs[0]
     if masked:
         _freeze_all(call, call.inputs[1:2], _PICKED)
-    out, along = _indexed(call, x, list(call.value(2 if masked else 1, "indices")))
-    call.zero = x.zero and all(labels is None for labels in along) and not masked
+    out, zeros = _indexed(call, x, list(call.value(2 if masked else 1, "indices")))
+    call.zero = zeros if not masked else False
     return out
 
 
-def _indexed(call: Call, x: Info, indices: list[torch.Tensor | None]) -> tuple[list[MaybeLabels], list[MaybeLabels]]:
-    """Return the labels of ``x[indices]``, and those of the dimensions that the indices make."""
+def _indexed(call: Call, x: Info, indices: list[torch.Tensor | None]) -> tuple[list[MaybeLabels], list[bool]]:
+    """Return the labels of ``x[indices]``, and whether it is zero along each of its dimensions."""
     used: list[int] = []
     dim = 0
     widest: list[tuple[int, ...]] = []
@@ -109,14 +108,17 @@ def _indexed(call: Call, x: Info, indices: list[torch.Tensor | None]) -> tuple[l
             widest.append(tuple(tensor.shape))
     for d in used:
         _freeze(call, x, x.labels[d])
-    others = [labels for d, labels in enumerate(x.labels) if d not in used]
+    others = [d for d in range(len(x.labels)) if d not in used]
     rank = max((len(shape) for shape in widest), default=0)
     first = used[0] if used and used == list(range(used[0], used[-1] + 1)) else 0
-    made = list(call.shape())[first : first + rank] if call.cause.operator in _READS else None
+    sizes = call.shape()[first : first + rank] if call.cause.operator in _READS else None
     along: list[MaybeLabels] = [None] * rank
     if pickers and (-1,) not in widest:
-        along = aligned(call, pickers, tuple(made if made is not None else broadcast(*widest)))
-    return [*others[:first], *along, *others[first:]], along
+        along = aligned(call, pickers, sizes if sizes is not None else tuple(broadcast(*widest)))
+    labels = [x.labels[d] for d in others]
+    zeros = [x.zeros[d] for d in others]
+    new = [made is None for made in along]
+    return [*labels[:first], *along, *labels[first:]], [*zeros[:first], *new, *zeros[first:]]
 
 
 _READS = frozenset(["aten.index", "aten._unsafe_index", "aten._unsafe_masked_index"])
@@ -131,7 +133,7 @@ def gather(call: Call) -> list[MaybeLabels]:
     _freeze(call, x, x.labels[dim])
     out = _beside(call, x, picks, dim)
     out[dim] = picks.labels[dim]
-    call.zero = x.zero and picks.labels[dim] is None
+    call.zero = [z if d != dim else picks.labels[dim] is None for d, z in enumerate(x.zeros)]
     return out
 
 
@@ -186,7 +188,7 @@ def index_put(call: Call) -> list[MaybeLabels]:
     assert value is not None
     into, _ = _indexed(call, x, list(call.value(2 if masked else 1, "indices")))
     _meet(call, into, value)
-    call.zero = x.zero and value.vanishes
+    call.zero = x.zeros if value.zero else False
     return list(x.labels)
 
 
@@ -213,7 +215,7 @@ def scatter(call: Call) -> list[MaybeLabels]:
     if source is not None and source.shape:
         _beside(call, source, picks, dim)
     value = call.value(3, "value")
-    call.zero = x.zero and (source.vanishes if source is not None else value == 0)
+    call.zero = _both(x, source) if source is not None and source.shape else (x.zeros if value == 0 else False)
     return list(x.labels)
 
 
@@ -225,15 +227,19 @@ def index_add(call: Call) -> list[MaybeLabels]:
     dim = int(call.value(1, "dim")) % len(x.shape)
     _freeze(call, x, x.labels[dim])
     if source is None or len(source.shape) != len(x.shape):
-        call.zero = x.zero and call.value(3, "value") == 0
+        call.zero = x.zeros if call.value(3, "value") == 0 else False
         return list(x.labels)
     for d, (labels, met) in enumerate(zip(x.labels, source.labels, strict=True)):
         if d == dim:
             call.freeze(met, _PICKED)
         else:
             call.tie(labels, met)
-    call.zero = x.zero and source.vanishes
+    call.zero = _both(x, source)
     return list(x.labels)
+
+
+def _both(x: Info, source: Info) -> list[bool]:
+    return [a and b for a, b in zip(x.zeros, source.zeros, strict=True)]
 
 
 @rule("aten.masked_scatter")
@@ -253,7 +259,7 @@ def masked_scatter(call: Call) -> list[MaybeLabels]:
     mask_labels = call.trace.info(mask).labels
     if mask.shape[-1] > 1:
         call.tie(x.labels[-1], mask_labels[-1])
-    call.zero = zero_in_a_sum([x, source], list(x.labels), call.shape())
+    call.zero = zeros_of_a_sum([x, source], call.shape())
     return [*[None] * (len(call.shape()) - 1), x.labels[-1]]
 
 
@@ -263,7 +269,7 @@ def masked_scatter(call: Call) -> list[MaybeLabels]:
 @rule("aten.tril", "aten.triu")
 def triangle(call: Call) -> list[MaybeLabels]:
     x = call.inputs[0]
-    call.zero = x.zero
+    call.zero = x.zeros
     for labels in x.labels[-2:]:
         call.freeze(labels, "a triangle is cut from it")
     return list(x.labels)
@@ -272,12 +278,11 @@ def triangle(call: Call) -> list[MaybeLabels]:
 @rule("aten.diagonal", "aten.diagonal_copy", "aten.trace", "aten.diag")
 def diagonal(call: Call) -> list[MaybeLabels]:
     x = call.inputs[0]
-    call.zero = x.zero
     dims = {int(call.value(2, "dim1", 0)) % len(x.shape), int(call.value(3, "dim2", 1)) % len(x.shape)}
     for dim in dims:
         call.freeze(x.labels[dim], "its diagonal is taken")
-    out = [labels for d, labels in enumerate(x.labels) if d not in dims]
-    return [*out, None] if len(call.shape()) > len(out) else out
+    rest: list[int | None] = [d for d in range(len(x.shape)) if d not in dims]
+    return call.carry(x, [*rest, None] if len(call.shape()) > len(rest) else rest)
 
 
 @rule("aten.diag_embed", "aten.block_diag")

@@ -25,7 +25,7 @@ def cat(call: Call) -> list[MaybeLabels]:
             out.append(None)
         else:
             out.append(np.concatenate([_some(call, info.labels[d], info.shape[d]) for info in infos]))
-    call.zero = all(info.vanishes for info in infos)
+    call.zero = [all(info.zeros[d] or info.labels[d] is None for info in infos) for d in range(rank)]
     return out
 
 
@@ -45,10 +45,9 @@ def stack(call: Call) -> list[MaybeLabels]:
     for labels in rest:
         for a, b in zip(first, labels, strict=True):
             call.tie(a, b)
-    call.zero = all(info.vanishes for info in call.inputs)
-    out = list(first)
-    out.insert(dim, None)
-    return out
+    zeros = [all(info.zeros[d] for info in call.inputs) for d in range(len(first))]
+    call.zero = [*zeros[:dim], True, *zeros[dim:]]
+    return [*first[:dim], None, *first[dim:]]
 
 
 @rule("aten.split", "aten.chunk", "aten.unsafe_split", "aten.unsafe_chunk", "aten.tensor_split", "aten.split_copy")
@@ -86,7 +85,7 @@ def split_with_sizes(call: Call) -> list[MaybeLabels] | None:
 
 
 def _cut(call: Call, labels: list[MaybeLabels], dim: int, sizes: list[int]) -> list[list[MaybeLabels]]:
-    call.zero = call.inputs[0].zero
+    call.zero = call.inputs[0].zeros
     along, start, parts = labels[dim], 0, []
     for index, size in enumerate(sizes):
         part = list(labels)
@@ -104,7 +103,7 @@ def glu(call: Call) -> list[MaybeLabels]:
     x = call.inputs[0]
     dim = int(call.value(1, "dim", -1)) % len(x.shape)
     half = x.shape[dim] // 2
-    call.zero = x.zero
+    call.zero = x.zeros
     out = list(x.labels)
     labels = out[dim]
     if labels is not None:
@@ -118,8 +117,7 @@ def unbind(call: Call) -> list[MaybeLabels]:
     x = call.inputs[0]
     dim = int(call.value(1, "dim", 0)) % len(x.shape)
     call.freeze(x.labels[dim], "taken apart one by one")
-    labels = [part for d, part in enumerate(x.labels) if d != dim]
-    call.zero = x.zero
+    labels = call.carry(x, [d for d in range(len(x.shape)) if d != dim])
     for index in range(1, len(call.outputs)):
         call.give(index, list(labels))
     return labels
@@ -130,15 +128,14 @@ def select(call: Call) -> list[MaybeLabels]:
     x = call.inputs[0]
     dim = int(call.value(1, "dim", 0)) % len(x.shape)
     call.freeze(x.labels[dim], "one index is taken by its number")
-    call.zero = x.zero
-    return [part for d, part in enumerate(x.labels) if d != dim]
+    return call.carry(x, [d for d in range(len(x.shape)) if d != dim])
 
 
 @rule("aten.slice", "aten.slice_copy", "aten.narrow_copy")
 def slice_(call: Call) -> list[MaybeLabels]:
     x = call.inputs[0]
     dim = int(call.value(1, "dim", 0)) % len(x.shape)
-    call.zero = x.zero
+    call.zero = x.zeros
     out = list(x.labels)
     labels = x.labels[dim]
     if labels is not None:
@@ -170,7 +167,7 @@ def _slice(call: Call, labels: Array, taken: int, first: int | None, last: int |
 def scattered(call: Call) -> list[MaybeLabels]:
     """A copy with a part exchanged."""
     x, part = call.inputs[0], call.inputs[1]
-    call.zero = x.zero and part.vanishes
+    call.zero = x.zeros if part.zero else False
     dims = int(call.value(2, "dim", 0)) % len(x.shape)
     if call.cause.operator == "aten.slice_scatter":
         into = list(x.labels)
@@ -193,7 +190,7 @@ def scattered(call: Call) -> list[MaybeLabels]:
 @rule("aten.flip", "aten.fliplr", "aten.flipud")
 def flip(call: Call) -> list[MaybeLabels]:
     x = call.inputs[0]
-    call.zero = x.zero
+    call.zero = x.zeros
     turned = {int(d) % len(x.shape) for d in call.value(1, "dims")}
     return [
         np.ascontiguousarray(labels[::-1]) if labels is not None and d in turned else labels
@@ -205,7 +202,7 @@ def flip(call: Call) -> list[MaybeLabels]:
 def roll(call: Call) -> list[MaybeLabels]:
     """Along what is rolled by a number of places, those that are left would go to other places."""
     x, dims = call.inputs[0], call.value(2, "dims", [])
-    call.zero = x.zero
+    call.zero = x.zeros
     out = list(x.labels)
     for dim in dims if dims else range(len(out)):
         call.freeze(out[dim], "rolled by a number of places")
@@ -216,7 +213,7 @@ def roll(call: Call) -> list[MaybeLabels]:
 @rule("aten.rot90")
 def rot90(call: Call) -> list[MaybeLabels]:
     x = call.inputs[0]
-    call.zero = x.zero
+    call.zero = x.zeros
     out = list(x.labels)
     for dim in call.value(2, "dims", [0, 1]):
         call.freeze(out[dim], "turned by a right angle")

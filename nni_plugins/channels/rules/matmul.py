@@ -22,11 +22,7 @@ def product(call: Call, a: Info, b: Info, bias: Info | None, batch: int) -> list
         call.trace.labels.prefer(a.labels[dim])
         leading.append(a.labels[dim])
     call.costs(math.prod(a.shape) * b.shape[-1], *leading, a.labels[batch], a.labels[inner], b.labels[columns])
-    call.zero = (
-        (a.labels[rows] is None or a.zero)
-        and (b.labels[columns] is None or b.zero)
-        and (a.zero or b.zero or all(labels is None for labels in leading))
-    )
+    call.zero = [*(a.zeros[d] or b.zeros[d] for d in range(batch)), a.zeros[rows], b.zeros[columns]]
     return [*leading, a.labels[rows], b.labels[columns]]
 
 
@@ -35,9 +31,8 @@ def add_to(call: Call, out: list[MaybeLabels], added: Info) -> None:
     for back, (labels, size) in enumerate(zip(reversed(added.labels), reversed(added.shape), strict=True), 1):
         if size > 1:
             call.tie(out[-back], labels)
-    spanned = {back for back, labels in enumerate(reversed(added.labels), 1) if labels is not None}
-    missed = any(labels is not None and back not in spanned for back, labels in enumerate(reversed(out), 1))
-    call.zero = call.zero and added.vanishes and not missed
+    zeros = call.zero if isinstance(call.zero, list) else [call.zero] * len(out)
+    call.zero = [zero and added.zero_along(len(out) - d, call.shape()[d]) for d, zero in enumerate(zeros)]
 
 
 def linear_sizes(call: Call, out: list[MaybeLabels], contracted: MaybeLabels) -> None:
@@ -80,8 +75,9 @@ def addbmm(call: Call) -> list[MaybeLabels]:
     """A batch of products, summed over the batch."""
     added, a, b = call.inputs[:3]
     batch, *out = product(call, a, b, None, 1)
+    call.zero = [a.zeros[1], b.zeros[2]]
     if batch is not None:
-        call.inexact(None if a.zero or b.zero else batch, "a masked unit is not zero where it is summed over")
+        call.inexact(None if a.zeros[0] or b.zeros[0] else batch, "a masked unit is not zero where it is summed over")
         call.contractions.append(Contraction(a, 0, b, 0))
     add_to(call, out, added)
     return out
@@ -92,10 +88,9 @@ def matrix_vector(call: Call) -> list[MaybeLabels]:
     *added, matrix, vector = (info for info in call.inputs if info.shape)
     if vector.dynamic or not matrix.dynamic:
         call.contract(vector, 0, matrix, 1, right_out=0, out_dim=0, bias=added[0] if added else None)
-        call.zero = matrix.zero
     else:
         call.contract(matrix, 1, vector, 0)
-        call.zero = matrix.zero
+    call.zero = [matrix.zeros[0]]
     call.costs(math.prod(matrix.shape), *matrix.labels)
     out = [matrix.labels[0]]
     if added:
@@ -108,7 +103,7 @@ def matrix_vector(call: Call) -> list[MaybeLabels]:
 def dot(call: Call) -> list[MaybeLabels]:
     a, b = call.inputs[:2]
     call.tie(a.labels[0], b.labels[0])
-    if not a.zero and not b.zero:
+    if not a.zeros[0] and not b.zeros[0]:
         call.inexact(a.labels[0], "a masked unit is not zero where it is summed over")
     call.contractions.append(Contraction(a, 0, b, 0))
     call.costs(math.prod(a.shape), a.labels[0])
@@ -120,7 +115,7 @@ def outer(call: Call) -> list[MaybeLabels]:
     """Every element of one vector times every one of the other, maybe added to a matrix."""
     *added, a, b = (info for info in call.inputs if info.shape)
     out = [a.labels[0], b.labels[0]]
-    call.zero = a.vanishes and b.vanishes
+    call.zero = [a.zeros[0], b.zeros[0]]
     if added:
         add_to(call, out, added[0])
     return out
@@ -133,7 +128,7 @@ def linear(call: Call) -> list[MaybeLabels]:
     last = len(x.shape) - 1
     call.contract(x, last, weight, 1, right_out=0, out_dim=last, bias=bias)
     call.costs(math.prod(x.shape) * weight.shape[0], *x.labels[:-1], *weight.labels)
-    call.zero = (all(labels is None for labels in x.labels[:-1]) or x.zero) and weight.zero
+    call.zero = [*x.zeros[:-1], weight.zeros[0]]
     out = [*x.labels[:-1], weight.labels[0]]
     if bias is not None:
         add_to(call, out, bias)
@@ -153,12 +148,12 @@ def grouped_mm(call: Call) -> list[MaybeLabels]:
     call.freeze(b.labels[0], "each of the matrices has rows of its own")
     call.contract(a, 1, b, 1, right_out=2, out_dim=1)
     call.costs(math.prod(a.shape) * b.shape[2], a.labels[0], a.labels[1], b.labels[2])
-    call.zero = b.zero and (a.labels[0] is None or a.zero)
+    call.zero = [a.zeros[0], b.zeros[2]]
     out = [a.labels[0], b.labels[2]]
     bias = call.tensor(3, "bias")
     if bias is not None:
         call.tie(bias.labels[-1], out[1])
-        call.zero = call.zero and bias.zero
+        call.zero = [False, b.zeros[2] and bias.zeros[-1]]
     return out
 
 
@@ -184,10 +179,14 @@ def trilinear(call: Call) -> list[MaybeLabels]:
         if d not in summed:
             out.append(labels)
             continue
-        if not any(infos[i].zero for i in having):
+        if not any(infos[i].zeros[places[i][d]] for i in having):
             call.inexact(labels, "a masked unit is not zero where it is summed over")
         _note_factors(call, infos, having, places, d)
-    call.zero = all(info.vanishes for info in infos)
+    call.zero = [
+        any(info.zeros[place[d]] for info, place in zip(infos, places, strict=True) if d in place)
+        for d in range(rank)
+        if d not in summed
+    ]
     call.size_of("out_features", infos[1].labels[0])
     call.size_of("in1_features", infos[1].labels[1] if len(infos[1].shape) > 1 else None)
     call.size_of("in2_features", infos[1].labels[2] if len(infos[1].shape) > 2 else None)

@@ -36,12 +36,12 @@ def batch_norm(call: Call) -> list[MaybeLabels]:
             call.tie(channels, info.labels[0])
     if x.labels[1] is None:
         call.freeze(channels, "the norm of something of fixed size")
-    others = [dim for dim in range(len(x.shape)) if dim != 1 and x.labels[dim] is not None]
     by_batch = _by_batch(call)
-    for dim in others if by_batch else ():
-        call.inexact(x.labels[dim], _ACROSS)
-        call.mix(dim)
-    call.zero = not others and (weight is not None or (by_batch and x.zero))
+    for dim in range(len(x.shape)) if by_batch else ():
+        if dim != 1:
+            call.inexact(x.labels[dim], _ACROSS)
+            call.mix(dim)
+    call.zero = [dim == 1 and (weight is not None or (by_batch and x.zeros[1])) for dim in range(len(x.shape))]
     call.size_of("num_features", channels)
     if channels is not None:
         call.size_of("num_features", np.unique(channels))  # an instance norm repeats its channels for each example
@@ -73,9 +73,7 @@ def layer_norm(call: Call) -> list[MaybeLabels]:
                 call.tie(labels, other)
     if dims == 1:
         call.size_of("normalized_shape", x.labels[-1])
-    within = all(labels is None for labels in x.labels[-dims:]) or weight is not None
-    before = all(labels is None for labels in x.labels[:-dims]) or (x.zero and bias is None)
-    call.zero = within and before
+    call.zero = [*(z and bias is None for z in x.zeros[:-dims]), *[weight is not None] * dims]
     for index in range(1, len(call.outputs)):  # mean and deviation
         if len(call.shape(index)) == rank:
             call.give(index, [*x.labels[:-dims], *[None] * dims])
@@ -91,12 +89,10 @@ def group_norm(call: Call) -> list[MaybeLabels]:
     for info in (weight, bias):
         if info is not None:
             call.tie(channels, info.labels[0])
-    positions = [labels for labels in x.labels[2:] if labels is not None]
-    for labels in positions:
+    for labels in x.labels[2:]:
         call.inexact(labels, _ACROSS)
     call.mix(*range(1, len(x.shape)))
-    before = x.labels[0] is None or (x.zero and bias is None)
-    call.zero = before and not positions and (channels is None or weight is not None)
+    call.zero = [x.zeros[0] and bias is None, weight is not None, *[False] * (len(x.shape) - 2)]
     if channels is None:
         return list(x.labels)
     call.size_of("num_channels", channels)
@@ -125,7 +121,7 @@ def weight_norm(call: Call) -> list[MaybeLabels]:
             call.divides(v, labels)
         else:
             call.sum_over(v, dim)
-    call.zero = v.zero and g.zero
+    call.zero = [g.zeros[dim] if dim == kept else v.zeros[dim] for dim in range(len(v.shape))]
     if len(call.outputs) > 1:
         call.give(1, [labels if dim == kept else None for dim, labels in enumerate(v.labels)])
     return list(v.labels)

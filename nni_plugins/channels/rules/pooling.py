@@ -26,7 +26,7 @@ def _windowed(spatial: int):
         x = call.inputs[0]
         for labels in x.labels[-spatial:]:
             call.freeze(labels, "a window slides along it")
-        call.zero = x.zero
+        call.zero = x.zeros
         out: list[MaybeLabels] = [*x.labels[:-spatial], *[None] * spatial]
         for index in range(1, len(call.outputs)):
             call.give(index, list(out))
@@ -48,14 +48,14 @@ def max_unpool(call: Call) -> list[MaybeLabels]:
         call.tie(a, b)
     for labels in (*x.labels[-spatial:], *places.labels[-spatial:]):
         call.freeze(labels, "a window slides along it")
-    call.zero = x.zero
+    call.zero = x.zeros
     return [*x.labels[:-spatial], *[None] * spatial]
 
 
 @rule("aten.constant_pad_nd", "aten.pad")
 def constant_pad(call: Call) -> list[MaybeLabels]:
     x, pads = call.inputs[0], list(call.value(1, "pad"))
-    call.zero = x.zero and call.value(2, "value", 0) in (0, None)
+    call.zero = x.zeros if call.value(2, "value", 0) in (0, None) else False
     out = list(x.labels)
     for back in range(len(pads) // 2):
         before, after = pads[2 * back], pads[2 * back + 1]

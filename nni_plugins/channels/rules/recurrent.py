@@ -34,7 +34,7 @@ def one_layer(call: Call) -> list[MaybeLabels]:
     out = _cell(call, x, _Cell(w_ih, w_hh, biases), _GATES[int(call.value(9, "mode", 2))], [h], [c])
     if first:
         call.size_of("input_size", x.labels[-1])
-    call.zero = h.zero and c.zero
+    call.zero = [*x.zeros[:-1], h.zeros[-1] and c.zeros[-1]]
     for index in (1, 2):
         call.give(index, [*[None] * (len(call.shape(index)) - 1), out])
     return [*x.labels[:-1], out]
@@ -62,8 +62,8 @@ def whole(call: Call) -> list[MaybeLabels]:
             made.append(_cell(call, before, cell, gates, [h], [c] if c else []))
         out = None if any(labels is None for labels in made) else np.concatenate(made)  # type: ignore[arg-type]
         width = sum(weights[(layer * directions + d) * stride + 1].shape[1] for d in range(directions))
-        before = Info((*x.shape[:-1], width), [*x.labels[:-1], out], dynamic=True, zero=h.zero)
-    call.zero = h.zero and (c is None or c.zero)
+        before = Info((*x.shape[:-1], width), [*x.labels[:-1], out], dynamic=True, zero=h.zeros[-1])
+    call.zero = [*[False] * (len(x.shape) - 1), h.zeros[-1] and (c is None or c.zeros[-1])]
     for index, state in ((1, h), (2, c)):
         if state is not None and index < len(call.outputs) and call.shape(index) == state.shape:
             call.give(index, list(state.labels))
@@ -152,7 +152,7 @@ def fused_cell(call: Call) -> list[MaybeLabels]:
         call.freeze(units, "the state is of fixed size")
     for info in (*call.inputs[:2], *call.inputs[3:]):
         _tie_gates(call, info.labels[-1], units, gates)
-    call.zero = all(info.zero for info in call.inputs)
+    call.zero = [False, all(info.zeros[-1] for info in call.inputs)]
     for index in range(1, len(call.outputs)):
         width = call.shape(index)[-1]
         if units is not None and width == len(units):

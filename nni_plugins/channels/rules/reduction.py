@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nni_plugins.channels.call import Call
 from nni_plugins.channels.labels import MaybeLabels
-from nni_plugins.channels.rules.elementwise import aligned
+from nni_plugins.channels.rules.elementwise import aligned, zeros_of_a_sum
 from nni_plugins.channels.rules.registry import rule
 
 
@@ -22,15 +22,13 @@ def _reduced(call: Call, dims: object, keepdim: bool, *, exact: bool) -> list[Ma
             call.sum_over(x, dim)
         else:
             call.reduced(x, dim)
-    kept = [None if dim in gone else labels for dim, labels in enumerate(x.labels)]
     if keepdim:
-        return kept
-    return [labels for dim, labels in enumerate(kept) if dim not in gone]
+        return call.carry(x, [None if dim in gone else dim for dim in range(len(x.shape))])
+    return call.carry(x, [dim for dim in range(len(x.shape)) if dim not in gone])
 
 
 @rule("aten.sum", "aten.nansum")
 def total(call: Call) -> list[MaybeLabels]:
-    call.zero = call.inputs[0].zero
     return _reduced(call, call.value(1, "dim"), bool(call.value(2, "keepdim", False)), exact=True)
 
 
@@ -40,8 +38,14 @@ _ZERO = frozenset(f"aten.{name}" for name in "mean amax amin std var prod any al
 
 @rule(*_ZERO, "aten.logsumexp")
 def statistic(call: Call) -> list[MaybeLabels]:
+    labels = _statistic(call)
+    if call.cause.operator not in _ZERO:
+        call.zero = False
+    return labels
+
+
+def _statistic(call: Call) -> list[MaybeLabels]:
     overload = call.func._overloadname
-    call.zero = call.inputs[0].zero and call.cause.operator in _ZERO
     dims = call.value(1, "dim")
     if overload in ("default", "") and (isinstance(dims, bool) or not isinstance(dims, (list, tuple, int))):
         return _reduced(call, None, False, exact=False)
@@ -54,7 +58,6 @@ def statistic(call: Call) -> list[MaybeLabels]:
 
 @rule("aten.var_mean", "aten.std_mean", "aten.aminmax")
 def two_statistics(call: Call) -> list[MaybeLabels]:
-    call.zero = call.inputs[0].zero
     dims = call.value(1, "dim")
     keepdim = bool(call.value(3, "keepdim", False))
     labels = _reduced(call, None if isinstance(dims, bool) else dims, keepdim, exact=False)
@@ -65,10 +68,8 @@ def two_statistics(call: Call) -> list[MaybeLabels]:
 @rule("aten.linalg_vector_norm", "aten.norm", "aten.native_norm", "aten.frobenius_norm")
 def vector_norm(call: Call) -> list[MaybeLabels]:
     """Zeros add nothing to a norm, be it a sum of powers, a count or a largest value."""
-    x = call.inputs[0]
     order = 2 if call.cause.operator == "aten.frobenius_norm" else call.value(1, "ord", call.value(1, "p", 2))
     at = 1 if call.cause.operator == "aten.frobenius_norm" else 2
-    call.zero = x.zero
     exact = order is None or (isinstance(order, (int, float)) and order >= 0)
     return _reduced(call, call.value(at, "dim"), bool(call.value(at + 1, "keepdim", False)), exact=exact)
 
@@ -77,7 +78,7 @@ def vector_norm(call: Call) -> list[MaybeLabels]:
 def renorm(call: Call) -> list[MaybeLabels]:
     """Slices along one dimension are brought to a largest norm."""
     x, kept = call.inputs[0], int(call.value(2, "dim")) % len(call.inputs[0].shape)
-    call.zero = x.zero
+    call.zero = x.zeros
     for dim in range(len(x.shape)):
         if dim != kept:
             call.sum_over(x, dim)
@@ -88,8 +89,8 @@ def renorm(call: Call) -> list[MaybeLabels]:
 @rule("aten.max", "aten.min", "aten.median", "aten.mode", "aten.nanmedian", "aten.kthvalue")
 def extreme(call: Call) -> list[MaybeLabels]:
     if call.func._overloadname == "other":  # the pointwise form
+        call.zero = zeros_of_a_sum(call.inputs, call.shape())
         return aligned(call, [info for info in call.inputs if info.shape], call.shape())
-    call.zero = call.inputs[0].zero
     at = 2 if call.cause.operator == "aten.kthvalue" else 1
     dims = call.value(at, "dim", -1 if at == 2 else None)
     labels = _reduced(call, dims, bool(call.value(at + 1, "keepdim", False)), exact=False)
@@ -140,7 +141,7 @@ def cumsum(call: Call) -> list[MaybeLabels]:
     dim = int(call.value(1, "dim")) % len(x.shape)
     call.sum_over(x, dim)
     call.mix(dim)
-    call.zero = x.zero and x.labels[dim] is None
+    call.zero = [z and d != dim for d, z in enumerate(x.zeros)]
     return list(x.labels)
 
 
@@ -156,7 +157,7 @@ def ordered(call: Call) -> list[MaybeLabels]:
     dim = (-1 if dim is None or isinstance(dim, bool) else int(dim)) % len(out)
     call.freeze(out[dim], "its order matters along it")
     out[dim] = None
-    call.zero = x.zero
+    call.zero = x.zeros
     for index in range(1, len(call.outputs)):
         call.give(index, list(out))
     return out

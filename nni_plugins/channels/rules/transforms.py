@@ -23,19 +23,18 @@ def _freeze(call: Call, labels: list[MaybeLabels], why: str) -> None:
 def unfold(call: Call) -> list[MaybeLabels]:
     """Windows along one dimension, each a new dimension at the end."""
     x = call.inputs[0]
-    call.zero = x.zero
     if not x.shape:
         return [None]
     dim = int(call.value(1, "dimension")) % len(x.shape)
     call.freeze(x.labels[dim], "a window slides along it")
-    return [*[None if d == dim else labels for d, labels in enumerate(x.labels)], None]
+    return call.carry(x, [*(None if d == dim else d for d in range(len(x.shape))), None])
 
 
 @rule("aten.im2col")
 def im2col(call: Call) -> list[MaybeLabels]:
     """Each channel becomes as many as the window has positions."""
     x = call.inputs[0]
-    call.zero = x.zero
+    call.zero = x.zeros
     _freeze(call, x.labels[-2:], "a window slides along it")
     labels, positions = x.labels[-3], math.prod(call.value(1, "kernel_size"))
     return [*x.labels[:-3], None if labels is None else np.repeat(labels, positions), None]
@@ -45,7 +44,7 @@ def im2col(call: Call) -> list[MaybeLabels]:
 def col2im(call: Call) -> list[MaybeLabels]:
     """Channels are the pair (channel, position in the window), and a channel's positions are added up."""
     x = call.inputs[0]
-    call.zero = x.zero
+    call.zero = x.zeros
     call.freeze(x.labels[-1], "windows are put in their places along it")
     return [*x.labels[:-2], _blocks(call, x.labels[-2], math.prod(call.value(2, "kernel_size"))), None, None]
 
@@ -67,7 +66,7 @@ def _blocks(call: Call, labels: MaybeLabels, positions: int) -> MaybeLabels:
 def pixel_shuffle(call: Call) -> list[MaybeLabels]:
     """Channels are the pair (channel, position in the block); only the channel can go."""
     x = call.inputs[0]
-    call.zero = x.zero
+    call.zero = x.zeros
     _freeze(call, x.labels[-2:], "pixels move along it")
     return [*x.labels[:-3], _blocks(call, x.labels[-3], x.shape[-3] // call.shape()[-3]), None, None]
 
@@ -75,7 +74,7 @@ def pixel_shuffle(call: Call) -> list[MaybeLabels]:
 @rule("aten.pixel_unshuffle")
 def pixel_unshuffle(call: Call) -> list[MaybeLabels]:
     x = call.inputs[0]
-    call.zero = x.zero
+    call.zero = x.zeros
     _freeze(call, x.labels[-2:], "pixels move along it")
     labels, positions = x.labels[-3], call.shape()[-3] // x.shape[-3]
     return [*x.labels[:-3], None if labels is None else np.repeat(labels, positions), None, None]
@@ -87,7 +86,7 @@ def pixel_unshuffle(call: Call) -> list[MaybeLabels]:
 @rule("aten.grid_sampler_2d", "aten.grid_sampler_3d", "aten.cudnn_grid_sampler", "aten._grid_sampler_2d_cpu_fallback")
 def grid_sampler(call: Call) -> list[MaybeLabels]:
     x, grid = call.inputs[:2]
-    call.zero = x.zero
+    call.zero = x.zeros
     _freeze(call, x.labels[2:], "it is sampled along it")
     _freeze(call, grid.labels[1:], "it says where to sample")
     call.tie(x.labels[0], grid.labels[0])
@@ -104,7 +103,7 @@ def affine_grid(call: Call) -> list[MaybeLabels]:
 @rule("torchvision.roi_align", "torchvision.roi_pool")
 def regions(call: Call) -> list[MaybeLabels]:
     x, boxes = call.inputs[:2]
-    call.zero = x.zero
+    call.zero = x.zeros
     _freeze(call, [x.labels[0], *x.labels[2:], *boxes.labels], "boxes are cut from it")
     if len(call.outputs) > 1:
         call.give(1, [None, x.labels[1], None, None])
@@ -126,7 +125,7 @@ def boxes_only(call: Call) -> list[MaybeLabels]:
 @rule("aten._fft_c2c", "aten._fft_r2c", "aten._fft_c2r")
 def fft(call: Call) -> list[MaybeLabels]:
     x = call.inputs[0]
-    call.zero = x.zero
+    call.zero = x.zeros
     out = list(x.labels)
     for dim in call.value(1, "dim"):
         call.freeze(out[dim], "a Fourier transform runs along it")
@@ -137,22 +136,19 @@ def fft(call: Call) -> list[MaybeLabels]:
 @rule("aten.view_as_real", "aten.view_as_real_copy")
 def view_as_real(call: Call) -> list[MaybeLabels]:
     x = call.inputs[0]
-    call.zero = x.zero
-    return [*x.labels, None]
+    return call.carry(x, [*range(len(x.shape)), None])
 
 
 @rule("aten.view_as_complex", "aten.view_as_complex_copy")
 def view_as_complex(call: Call) -> list[MaybeLabels]:
     x = call.inputs[0]
-    call.zero = x.zero
     call.freeze(x.labels[-1], "real and imaginary parts")
-    return list(x.labels[:-1])
+    return call.carry(x, range(len(x.shape) - 1))
 
 
 @rule("aten.real", "aten.imag")
 def part(call: Call) -> list[MaybeLabels]:
-    call.zero = call.inputs[0].zero
-    return list(call.inputs[0].labels)
+    return call.carry(call.inputs[0], range(len(call.shape())))
 
 
 @rule("aten.linalg_cross")
@@ -162,7 +158,7 @@ def cross(call: Call) -> list[MaybeLabels]:
         call.tie(a, b)
     dim = int(call.kwargs.get("dim", -1)) % len(x.shape)
     call.freeze(x.labels[dim], "its three indices are crossed")
-    call.zero = x.zero and y.zero
+    call.zero = [a and b for a, b in zip(x.zeros, y.zeros, strict=True)]
     return list(x.labels)
 
 
@@ -199,7 +195,7 @@ def distances(call: Call) -> list[MaybeLabels]:
     a, b = call.inputs[:2]
     rank = len(call.shape())
     call.tie(a.labels[-1], b.labels[-1])
-    if not (a.zero and b.zero):
+    if not (a.zeros[-1] and b.zeros[-1]):
         call.inexact(a.labels[-1], "a masked unit is not zero where distances are summed")
     for info in (a, b):
         if info.labels[-1] is not None:
@@ -232,6 +228,5 @@ def packed(call: Call) -> list[MaybeLabels]:
     """Steps of all examples in one dimension, and how many examples each step has."""
     x, lengths = call.inputs[:2]
     _freeze(call, [*x.labels[:2], *lengths.labels], "packed by lengths")
-    call.zero = x.zero
     call.give(1, [None])
-    return [None, *x.labels[2:]]
+    return call.carry(x, [None, *range(2, len(x.shape))])

@@ -16,19 +16,20 @@ _VIEWS = "view _unsafe_view view_copy reshape _reshape_copy _reshape_alias _resh
 @rule(*(f"aten.{name}" for name in _VIEWS.split()))
 def view(call: Call) -> list[MaybeLabels]:
     x = call.inputs[0]
-    call.zero = x.zero
     if x.shape == call.shape():
-        return list(x.labels)
+        return call.carry(x, range(len(x.shape)))
     if math.prod(x.shape) != math.prod(call.shape()):  # seen as another type, of another size
         for labels in x.labels:
             call.freeze(labels, "seen as numbers of another size")
         return [None] * len(call.shape())
-    return reshaped(call, x.labels, x.shape, call.shape())
+    return reshaped(call, x, call.shape())
 
 
-def reshaped(call: Call, labels: list[MaybeLabels], old: tuple[int, ...], new: tuple[int, ...]) -> list[MaybeLabels]:
-    """Carry labels from shape ``old`` to shape ``new``, run by run of dimensions with equal products."""
+def reshaped(call: Call, x: Info, new: tuple[int, ...]) -> list[MaybeLabels]:
+    """Carry labels and zeros to shape ``new``, run by run of dimensions with equal products."""
+    old = x.shape
     out: list[MaybeLabels] = []
+    zeros: list[bool] = []
     if 0 in old:
         return [None] * len(new)
     i = j = 0
@@ -44,26 +45,30 @@ def reshaped(call: Call, labels: list[MaybeLabels], old: tuple[int, ...], new: t
             else:
                 b *= new[j]
                 j += 1
-        out += _run(call, labels[first:i], old[first:i], new[second:j])
+        labels, zero = _run(call, x, slice(first, i), new[second:j])
+        out += labels
+        zeros += zero
+    call.zero = zeros
     return out
 
 
-def _run(call: Call, labels: list[MaybeLabels], old: tuple[int, ...], new: tuple[int, ...]) -> list[MaybeLabels]:
-    if not new:
-        return []
-    if not old or all(part is None for part in labels):
-        return [None] * len(new)
+def _run(call: Call, x: Info, run: slice, new: tuple[int, ...]) -> tuple[list[MaybeLabels], list[bool]]:
+    old, labels, zeros = x.shape[run], x.labels[run], x.zeros[run]
+    out: list[MaybeLabels] = [None] * len(new)
+    asked = [zero for zero, part in zip(zeros, labels, strict=True) if part is not None]
+    zero = [all(asked or zeros)] * len(new)
+    if not asked or not new:
+        return out, zero
     wide = [d for d, size in enumerate(old) if size > 1]
     target = [d for d, size in enumerate(new) if size > 1]
     if [old[d] for d in wide] == [new[d] for d in target]:  # only ones come or go
-        out: list[MaybeLabels] = [None] * len(new)
         for d, t in zip(wide, target, strict=True):
-            out[t] = labels[d]
-        return out
+            out[t], zero[t] = labels[d], zeros[d]
+        return out, zero
     whole = _merged(call, labels, old)
     if len(new) == 1:
-        return [whole]
-    return call.trace.labels.split(whole, new, call.because("cut where nothing can go alone"))
+        return [whole], zero
+    return call.trace.labels.split(whole, new, call.because("cut where nothing can go alone")), zero
 
 
 def _merged(call: Call, labels: list[MaybeLabels], sizes: tuple[int, ...]) -> np.ndarray:
@@ -83,43 +88,38 @@ def _merged(call: Call, labels: list[MaybeLabels], sizes: tuple[int, ...]) -> np
 @rule("aten.unsqueeze", "aten.unsqueeze_copy")
 def unsqueeze(call: Call) -> list[MaybeLabels]:
     x = call.inputs[0]
-    call.zero = x.zero
     dim = int(call.value(1, "dim")) % (len(x.shape) + 1)
-    return [*x.labels[:dim], None, *x.labels[dim:]]
+    return call.carry(x, [*range(dim), None, *range(dim, len(x.shape))])
 
 
 @rule("aten.squeeze", "aten.squeeze_copy")
 def squeeze(call: Call) -> list[MaybeLabels]:
     x = call.inputs[0]
-    call.zero = x.zero
     rank = len(x.shape)
     dims = call.value(1, "dim", list(range(rank)))
     gone = {d % rank for d in ([dims] if isinstance(dims, int) else dims) if x.shape[d] == 1} if rank else set()
-    return [labels for d, labels in enumerate(x.labels) if d not in gone]
+    return call.carry(x, [d for d in range(rank) if d not in gone])
 
 
 @rule("aten.permute", "aten.permute_copy")
 def permute(call: Call) -> list[MaybeLabels]:
-    x = call.inputs[0]
-    call.zero = x.zero
-    return [x.labels[d] for d in call.value(1, "dims")]
+    return call.carry(call.inputs[0], call.value(1, "dims"))
 
 
 @rule("aten.transpose", "aten.transpose_copy", "aten.swapaxes", "aten.swapdims", "aten._mkldnn_transpose")
 def transpose(call: Call) -> list[MaybeLabels]:
     x = call.inputs[0]
-    call.zero = x.zero
     a, b = call.value(1, "dim0"), call.value(2, "dim1")
-    out = list(x.labels)
-    out[a], out[b] = out[b], out[a]
-    return out
+    places = list(range(len(x.shape)))
+    if places:
+        places[a], places[b] = places[b], places[a]
+    return call.carry(x, places)
 
 
 @rule("aten.t", "aten.t_copy")
 def t(call: Call) -> list[MaybeLabels]:
     x = call.inputs[0]
-    call.zero = x.zero
-    return x.labels[::-1]
+    return call.carry(x, range(len(x.shape))[::-1])
 
 
 @rule("aten.expand", "aten.expand_copy", "aten.broadcast_to")
@@ -140,16 +140,17 @@ def repeat(call: Call) -> list[MaybeLabels]:
 
 def _grown(call: Call, x: Info, old: tuple[int, ...], counts: list[int]) -> list[MaybeLabels]:
     added = len(old) - len(x.shape)
-    call.zero = x.zero
     out: list[MaybeLabels] = []
+    zeros = [True] * added + x.zeros
     for d, (size, count) in enumerate(zip(old, counts, strict=True)):
         labels = x.labels[d - added] if d >= added else None
         if count > 1 and size == 1:
             labels = call.fresh(count)
-            call.zero = False  # of these, one is as good as the other: none is zero for being masked
+            zeros[d] = False  # of these, one is as good as the other: none is zero for being masked
         elif count > 1 and labels is not None:
             labels = np.tile(labels, count)
         out.append(labels)
+    call.zero = zeros
     return out
 
 
@@ -157,7 +158,7 @@ def _grown(call: Call, x: Info, old: tuple[int, ...], counts: list[int]) -> list
 def channel_shuffle(call: Call) -> list[MaybeLabels]:
     """Channels are the pair (group, channel in the group), and come out the other way round."""
     x, groups = call.inputs[0], int(call.value(1, "groups"))
-    call.zero = x.zero
+    call.zero = x.zeros
     labels = x.labels[1]
     if labels is None or groups in (1, len(labels)):
         return list(x.labels)
@@ -173,7 +174,7 @@ def as_strided(call: Call) -> list[MaybeLabels]:
     """Other strides over the same shape (adaptive pooling asks for them) say nothing new; anything else is unknown."""
     x = call.inputs[0]
     if x.shape == call.shape():
-        call.zero = x.zero
+        call.zero = x.zeros
         return list(x.labels)
     for labels in x.labels:
         call.freeze(labels, "seen through other strides")
