@@ -200,3 +200,30 @@ def cat(tensors: list[torch.Tensor], dim: int = 0) -> Any:
 @shape_of("clone", "detach", "alias")
 def same(x: torch.Tensor, **kwargs: Any) -> Any:
     return NotImplemented if kwargs else _same_shape(x)
+
+
+@shape_of("_cudnn_rnn")
+def recurrent(
+    x: torch.Tensor, weights: list[torch.Tensor], each: int, buffer: Any, h: torch.Tensor, c: Any, *more: Any
+):
+    """All layers of an LSTM, GRU or RNN: see ``aten::_cudnn_rnn``."""
+    kind, hidden, projection, layers, _, _, _, both = more[:8]
+    directions, gates, width = (2 if both else 1), (1, 1, 4, 3)[kind], projection or hidden
+    inputs = x.shape[-1]
+    for index in range(layers * directions):
+        w_ih, w_hh, *rest = weights[index * each : (index + 1) * each]
+        if index and index % directions == 0:
+            inputs = width * directions
+        wanted = [
+            (gates * hidden, inputs),
+            (gates * hidden, width),
+            *[(gates * hidden,)] * (len(rest) - bool(projection)),
+        ]
+        for weight, shape in zip((w_ih, w_hh, *rest), wanted, strict=False):
+            _need(tuple(weight.shape) == shape, f"a weight of {tuple(weight.shape)} where {shape} is needed")
+        if projection:
+            _need(tuple(rest[-1].shape) == (width, hidden), f"a projection of {tuple(rest[-1].shape)}")
+    _need(h.shape[-1] == width and h.shape[0] == layers * directions, f"a state of {tuple(h.shape)} for {width} units")
+    _need(c is None or c.shape[-1] == hidden, f"a cell state for {hidden} units")
+    out = x.new_empty([*x.shape[:-1], width * directions])
+    return out, torch.empty_like(h), None if c is None else torch.empty_like(c)

@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_map
 
 from nni_plugins.channels.flexible import all_flexible
 from nni_plugins.channels.preserve import preserved
+from nni_plugins.channels.recurrent import whole_layers
 from nni_plugins.channels.shapes import result_without_data
 
 OnOperator = Callable[[Any, tuple, dict, Any, str], None]
@@ -44,6 +45,15 @@ _LOOKS = frozenset([torch.ops.aten._local_scalar_dense.default, torch.ops.aten.e
 @cache
 def _name(func: Any) -> str:
     return str(func.overloadpacket)
+
+
+@cache
+def _is_composite(func: Any) -> bool:
+    """Whether an operator is nothing but calls of others."""
+    name = func.name()
+    if name.startswith("prim::"):
+        return False
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(name, "CompositeImplicitAutograd"))
 
 
 @cache
@@ -88,12 +98,29 @@ class _Recorder(TorchDispatchMode):
         self._on_operator = on_operator
         self._stack = stack
         self._meta = meta
+        self._paused = False
         self._shadows: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
+        if self._paused:
+            return func(*args, **kwargs)
+        if _is_composite(func):  # under inference mode those come whole
+            with self:
+                return func.decompose(*args, **kwargs)
         out = self._without_data(func, args, kwargs) if self._meta else func(*args, **kwargs)
         self._on_operator(func, args, kwargs, out, self._stack[-1])
+        return out
+
+    def as_one(self, func: Any, args: tuple, compute: Callable[[], Any]) -> Any:
+        """Record operator ``func``, and none of those that ``compute`` runs to have its result."""
+        without_data = self._meta or any(isinstance(a, FakeTensor) for a in args)
+        self._paused = True
+        try:
+            out = result_without_data(_name(func), tuple(map(self._shadowed, args)), {}) if without_data else compute()
+        finally:
+            self._paused = False
+        self._on_operator(func, args, {}, out, self._stack[-1])
         return out
 
     def _without_data(self, func: Any, args: tuple, kwargs: dict) -> Any:
@@ -115,7 +142,7 @@ class _Recorder(TorchDispatchMode):
         return args[0] if out is shadowed[0] and args else out
 
     def _shadowed(self, value: Any) -> Any:
-        if isinstance(value, torch.Tensor):
+        if isinstance(value, torch.Tensor) and self._meta:
             return value if value.is_meta else self._shadow(value)
         if isinstance(value, (list, tuple)):
             return type(value)([self._shadowed(item) for item in value])
@@ -254,7 +281,8 @@ def run_recorded(
             args, kwargs = map_tensors(mode.from_tensor, (args, kwargs))
         if on_input is not None:
             map_tensors(on_input, (args, kwargs))
-        with mode, _Recorder(on_operator, stack, meta=data == "none"):
+        recorder = _Recorder(on_operator, stack, meta=data == "none")
+        with mode, recorder, whole_layers(model, recorder.as_one):
             return model(*args, **kwargs)
 
 
