@@ -13,6 +13,7 @@ from nni_plugins.channels.labels import Array
 if TYPE_CHECKING:
     from nni_plugins.channels.graph import ChannelGraph
     from nni_plugins.channels.groups import ChannelGroup
+    from nni_plugins.channels.removal import Removal
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,10 @@ class CostModel:
         self._rows: dict[int, int] = {}
         self._matrix_rows: list[tuple[float, Array, Array]] = []
         self._arrays: list[Array] = []
+        self._parameters = [name for name in graph.shapes if not graph.is_buffer[name]]
         self._terms = [
             (t.module, t.coefficient, [self._row(a) for a in t.factors], True) for t in graph.trace.terms
-        ] + [self._parameter_term(graph, name) for name in graph.shapes if not graph.is_buffer[name]]
+        ] + [self._parameter_term(graph, name) for name in self._parameters]
         self._pack()
 
     def _parameter_term(self, graph: ChannelGraph, name: str) -> tuple[str, float, list[int], bool]:
@@ -98,13 +100,22 @@ class CostModel:
             counts[self._index[name]] = count
         return counts
 
-    def cost(self, kept: Mapping[str, int] | None) -> Cost:
-        return self._as_cost(self._evaluate(self._matrix @ self.counts(kept) + self._constant[:-1]))
+    def cost(self, kept: Mapping[str, int] | None, removal: Removal | None = None) -> Cost:
+        values = self._evaluate(self._matrix @ self.counts(kept) + self._constant[:-1])
+        return self._as_cost(values * self._stays(removal))
 
-    def exact_cost(self, keep_class: Array) -> Cost:
+    def exact_cost(self, keep_class: Array, removal: Removal | None = None) -> Cost:
         """Return the cost where the classes of labels in ``keep_class`` (bool per class) are kept."""
         keep = keep_class[self._classes]
-        return self._as_cost(self._evaluate(np.array([float(keep[a].sum()) for a in self._arrays])))
+        values = self._evaluate(np.array([float(keep[a].sum()) for a in self._arrays]))
+        return self._as_cost(values * self._stays(removal))
+
+    def _stays(self, removal: Removal | None) -> Array:
+        """Which terms are still there when whole modules are removed."""
+        if removal is None or not removal.modules:
+            return np.ones(len(self._terms))
+        run = [not removal.operators[term.operator] for term in self._graph.trace.terms]
+        return np.array([*run, *(name not in removal.parameters for name in self._parameters)], dtype=np.float64)
 
     def group_cost(self, group: ChannelGroup) -> Cost:
         if group.prunable:

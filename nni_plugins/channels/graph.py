@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -18,6 +18,9 @@ from nni_plugins.channels.trace import Trace
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from nni_plugins.channels.blocks import Block
+    from nni_plugins.channels.removal import Remover
 
 Units = Literal["heads", "head_dim"]
 
@@ -64,8 +67,10 @@ class ChannelGraph:
     extra_frozen: list[tuple[Array, Cause]] = field(default_factory=list)
     units: Units = "heads"
     learnt: dict[tuple[str, str], list[Array]] = field(default_factory=dict)
+    staying: dict[str, str] = field(default_factory=dict)
     _by_name: dict[str, ChannelGroup] = field(default_factory=dict)
     _cost: CostModel | None = None
+    _remover: Remover | None = None
 
     @classmethod
     def watch(
@@ -151,6 +156,7 @@ class ChannelGraph:
             extra_frozen=extra,
             units=self.units,
             learnt=self.learnt,
+            staying=self.staying,
         )
         graph._collect()
         return graph
@@ -176,11 +182,42 @@ class ChannelGraph:
         try:
             return self._by_name[name]
         except KeyError:
-            import difflib
+            raise KeyError(f"no channel group is called {name!r}{_near(name, self._by_name)}") from None
 
-            near = difflib.get_close_matches(name, self._by_name, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise KeyError(f"no channel group is called {name!r}{hint}") from None
+    @property
+    def blocks(self) -> list[Block]:
+        """What can go as a whole: residual blocks, their branches, experts; nested ones are all there."""
+        if self.trace.blocks is None:
+            from nni_plugins.channels.blocks import find_blocks
+
+            self.trace.blocks = {block.name: block for block in find_blocks(self)}
+        stay = self.staying
+        return [replace(b, removable=False, exact=False, reason=stay[b.name]) if b.name in stay else b
+                for b in self.trace.blocks.values()]  # fmt: skip
+
+    def block(self, name: str) -> Block:
+        """Return the block called ``name``."""
+        found = {block.name: block for block in self.blocks}
+        if name not in found:
+            raise KeyError(f"no block is called {name!r}{_near(name, found)}")
+        return found[name]
+
+    def without_blocks(self, reasons: Mapping[str, str]) -> ChannelGraph:
+        """Return this graph with blocks, by name, that cannot be removed, and why."""
+        graph = copy(self)
+        graph.staying = {**self.staying, **reasons}
+        return graph
+
+    @property
+    def remover(self) -> Remover:
+        """What goes with what."""
+        if self._remover is None:
+            from nni_plugins.channels.needs import Needs
+            from nni_plugins.channels.removal import Remover
+
+            self.trace.needs = self.trace.needs or Needs(self.trace)
+            self._remover = Remover(self.trace.needs, self.solution.classes, self.aliases, self.shapes)
+        return self._remover
 
     @property
     def cost_model(self) -> CostModel:
@@ -189,24 +226,35 @@ class ChannelGraph:
             self._cost = CostModel(self)
         return self._cost
 
-    def cost(self, kept: Mapping[str, int] | None = None) -> Cost:
+    def cost(self, kept: Mapping[str, int] | None = None, blocks: Sequence[str] = ()) -> Cost:
         """Return the cost of one run on the watched input, and the number of parameters.
 
         Parameters
         ----------
         kept
             How many units each named group keeps; a group that is not named keeps all.
+        blocks
+            Names of blocks that are removed, with all that nobody needs then.
 
         Returns
         -------
         Cost
             ``macs`` (multiply-accumulates of convolutions and matrix products), ``params``, and both per module.
         """
-        return self.cost_model.cost(kept)
+        from nni_plugins.channels.blocks import removal_of
+
+        return self.cost_model.cost(kept, removal_of(self, blocks) if blocks else None)
 
     def group_cost(self, group: ChannelGroup | str) -> Cost:
         """Return the cost of everything that the group's members touch: what halves, roughly, if half of it goes."""
         return self.cost_model.group_cost(self.group(group) if isinstance(group, str) else group)
+
+
+def _near(name: str, names: Iterable[str]) -> str:
+    import difflib
+
+    near = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def refuse_wrapped(model: nn.Module) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -28,6 +28,10 @@ from nni_plugins.channels.labels import Array, Cause, Labels, MaybeLabels
 from nni_plugins.channels.preserve import tensors_held
 from nni_plugins.channels.rules import rule_for
 from nni_plugins.channels.watch import Data, has_no_data, on_least_data, run_recorded
+
+if TYPE_CHECKING:
+    from nni_plugins.channels.blocks import Block
+    from nni_plugins.channels.needs import Needs
 
 #: What makes a tensor of numbers written in the forward.
 _LITERALS = frozenset(["aten.lift_fresh", "aten.lift_fresh_copy"])
@@ -89,6 +93,8 @@ class Trace:
         self.outputs: list[Info] = []
         self.written: list[Written] = []
         self.modules = _known_modules(model)
+        self.needs: Needs | None = None  # made where it is asked for
+        self.blocks: dict[str, Block] | None = None
         self.flexible: list[str] = [name for name, module in model.named_modules() if is_flexible(type(module))]
         self._marks: list[int] = []
         self._open: list[tuple[Span, dict[int, Path]]] = []

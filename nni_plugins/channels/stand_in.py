@@ -1,0 +1,184 @@
+"""What takes the place of a removed module: it passes an argument on, or returns zeros. Needs torch only."""
+
+from __future__ import annotations
+
+import inspect
+from collections import deque
+from collections.abc import Callable, Mapping
+from enum import Enum
+from functools import partial
+from types import BuiltinFunctionType, FunctionType, MethodType, SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class StandIn(nn.Module):
+    """In place of a removed module: it has no parameters, and takes any arguments.
+
+    What it returns is plain data: ``{'pass': path}`` an argument, ``{'zeros': path, 'shape': sizes}`` zeros like an
+    argument, ``{'object': path}`` an object that it is given, ``{'plain': value}``, and ``{'tuple': [...]}``,
+    ``{'list': [...]}`` and ``{'dict': {...}}`` of these. A path is a position or a keyword, and then places in what is
+    nested there.
+    """
+
+    _stand_in_result: dict[str, Any]
+    _stand_in_names: list[str]  # of the arguments of the module that it stands in for
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self._made(self._stand_in_result, args, kwargs)
+
+    def _made(self, result: dict[str, Any], args: tuple, kwargs: dict[str, Any]) -> Any:
+        if "pass" in result:
+            given = self._given(result["pass"], args, kwargs)
+            return given.clone() if result["copy"] else given
+        if "zeros" in result:
+            like: Tensor = self._given(result["zeros"], args, kwargs)
+            shape = [
+                size if isinstance(size, int) else self._given(size[0], args, kwargs).shape[size[1]]
+                for size in result["shape"]
+            ]
+            return like.new_zeros(shape)
+        if "object" in result:
+            return self._given(result["object"], args, kwargs)
+        if "tuple" in result:
+            return tuple([self._made(item, args, kwargs) for item in result["tuple"]])
+        if "list" in result:
+            return [self._made(item, args, kwargs) for item in result["list"]]
+        if "dict" in result:
+            return {key: self._made(item, args, kwargs) for key, item in result["dict"].items()}
+        return result["plain"]
+
+    def _given(self, path: list[Any], args: tuple, kwargs: dict[str, Any]) -> Any:
+        first = path[0]
+        if isinstance(first, int):  # given by position when it was watched, perhaps by name now, or the other way
+            value = args[first] if first < len(args) else kwargs[self._stand_in_names[first]]
+        elif first in kwargs or first not in self._stand_in_names:
+            value = kwargs[first]
+        else:
+            value = args[self._stand_in_names.index(first)]
+        for place in path[1:]:
+            value = value[place]
+        return value
+
+
+class Passing(StandIn):
+    """In place of a removed module whose result now equals an argument."""
+
+    def extra_repr(self) -> str:
+        return "an argument"
+
+
+class Nothing(StandIn):
+    """In place of a removed module whose result now is zero, or is not needed."""
+
+    def extra_repr(self) -> str:
+        return "zeros"
+
+
+def stand_in(module: nn.Module, result: Mapping[str, Any]) -> Callable[[], None]:
+    """Turn ``module`` into a stand-in, which returns what ``result`` says.
+
+    It stays the same object, in the same places, with its mode, its forward hooks and its plain attributes, since
+    parents read some; also what they read of its children (``layer.self_attn.batch_first``), but these are no modules
+    any more. Its parameters and buffers are None.
+
+    Returns
+    -------
+    Callable
+        Takes it back.
+    """
+    own, kind = dict(module.__dict__), type(module)
+    kept = {**_of_class(kind), **_attributes(module)}
+    for key in _HOOKS:
+        kept[key] = type(own[key])((i, hook) for i, hook in own[key].items() if not _is_of(hook, module))
+    kept["training"] = own["training"]
+    kept["_stand_in_result"], kept["_stand_in_names"] = dict(result), _argument_names(module)
+    module.__class__ = Passing if _passes(result) else Nothing
+    module.__dict__.clear()
+    nn.Module.__init__(module)
+    module.__dict__.update(kept)
+    for part in ("_parameters", "_buffers"):
+        module.__dict__[part].update(dict.fromkeys(own[part]))
+
+    def take_back() -> None:
+        module.__class__ = kind
+        module.__dict__.clear()
+        module.__dict__.update(own)
+
+    return take_back
+
+
+def _passes(result: Any) -> bool:
+    if isinstance(result, dict):
+        return "pass" in result or any(_passes(item) for item in result.values())
+    return isinstance(result, list) and any(_passes(item) for item in result)
+
+
+#: Hooks that a user may have put there to look at what goes in and comes out.
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs",
+          "_forward_hooks_always_called")  # fmt: skip
+
+
+def _is_of(hook: Any, module: nn.Module) -> bool:
+    """Whether a hook is the module's own, or makes a weight (old weight and spectral norm, pruning)."""
+    return getattr(hook, "__self__", None) is module or type(hook).__module__.startswith("torch.nn.utils.")
+
+
+def _argument_names(module: nn.Module) -> list[str]:
+    try:
+        parameters = inspect.signature(module.forward).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    return [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+
+
+#: What nn.Module keeps for itself.
+_INTERNAL = frozenset(vars(nn.Module())) | {"forward", "_compiled_call_impl"}
+
+
+def _of_class(kind: type) -> dict[str, Any]:
+    """Return the numbers and strings that a class holds for its modules."""
+    classes = [c for c in reversed(kind.__mro__) if issubclass(c, nn.Module) and c is not nn.Module]
+    found = {key: value for c in classes for key, value in vars(c).items()}
+    return {
+        key: value
+        for key, value in found.items()
+        if isinstance(value, (bool, int, float, str)) and not key.startswith("__") and not hasattr(nn.Module, key)
+    }
+
+
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    """Return the plain attributes of a module; of its children, a namespace of theirs."""
+    own = {key: value for key, value in module.__dict__.items() if key not in _INTERNAL}
+    kept = {key: value for key, value in own.items() if _plain(value)}
+    for name, child in module._modules.items():
+        if child is not None:
+            empty = {**dict.fromkeys(child._parameters), **dict.fromkeys(child._buffers)}
+            kept[name] = SimpleNamespace(**{**_of_class(type(child)), **empty, **_attributes(child)})
+            kept[name].training = child.training
+    return kept
+
+
+#: Deeper than this nobody looks.
+_DEPTH = 6
+
+
+def _plain(value: Any, depth: int = _DEPTH) -> bool:
+    """Whether an attribute holds no tensor, module or function of one, which would stay in memory."""
+    if value is None or isinstance(
+        value, (bool, int, float, complex, str, bytes, type, Enum, torch.dtype, torch.device)
+    ):
+        return True
+    if isinstance(value, (Tensor, nn.Module, MethodType)) or depth == 0:
+        return False
+    if isinstance(value, (FunctionType, BuiltinFunctionType)):
+        return getattr(value, "__closure__", None) is None
+    if isinstance(value, partial):
+        value = (value.func, value.args, value.keywords)
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, (tuple, list, set, frozenset, deque)):
+        value = getattr(value, "__dict__", {}).values()
+    return all(_plain(item, depth - 1) for item in value)
