@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.zoo.runner import main
 
-#: Tried in this order; ``--size`` is for one only.
+#: Tried in this order.
 SIZES = (64, 96, 128, 224, 299)
 SECTIONS = ("", "segmentation", "detection", "video", "optical_flow")
 
@@ -42,7 +42,8 @@ def build(name: str) -> tuple[Any, Any]:
     if name in ("googlenet", "inception_v3"):
         extra["init_weights"] = False  # only to save half a minute of scipy
     model = models.get_model(name, weights=None, **extra).eval()
-    return model, _first_that_runs(model, list(_inputs(section, torch)))
+    x = _first_that_runs(model, list(_inputs(section, torch)))
+    return model.eval(), x
 
 
 def _inputs(section: str, torch: Any) -> Any:
@@ -64,12 +65,15 @@ def _inputs(section: str, torch: Any) -> Any:
 
 
 def _first_that_runs(model: Any, inputs: list[Any]) -> Any:
+    """Return the first input that the model takes, in training mode too: auxiliary heads want larger images."""
     import torch
 
     for x in inputs[:-1]:
+        args = x if isinstance(x, tuple) else (x,)
         try:
             with torch.no_grad():
-                model(*x) if isinstance(x, tuple) else model(x)
+                model.eval()(*args)
+                model.train()(*(torch.cat([each, each]) for each in args))
         except Exception:
             continue
         return x

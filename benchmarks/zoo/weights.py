@@ -12,33 +12,50 @@ from nni_plugins.channels.watch import as_arguments, map_tensors
 _BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
 
 
-def randomise(model: nn.Module, inputs: Any, seed: int = 0) -> None:
-    """Make ``model``, freshly built, like one that was trained.
-
-    What is constant (norm scales, biases, LayerScales and heads that start at zero) is drawn anew. Then one forward in
-    eval mode scales every convolution and linear layer so that its output has a standard deviation of one, and gives
-    batch norms statistics of the size of what they see: a deep network passes on what happens early in it.
-    """
+def draw(model: nn.Module, seed: int = 0) -> None:
+    """Draw anew what is constant in a freshly built model: norm scales, biases, LayerScales and heads that are zero."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            _draw(name, parameter, generator)
-        hooks: list[Any] = []
-        for module in model.modules():
-            if isinstance(module, _BATCH_NORMS):
-                hooks.append(module.register_forward_pre_hook(_statistics(generator)))
-            elif _is_contraction(module):
-                hooks.append(module.register_forward_hook(_unit_scale()))
-        args, kwargs = as_arguments(inputs)
-        model.eval()
-        try:
+        for parameter in model.parameters():
+            _draw(parameter, generator)
+
+
+def calibrate(model: nn.Module, inputs: Any, masks: dict[str, dict[str, torch.Tensor]], seed: int = 0) -> None:
+    """Scale the weights so that the *masked* model passes on to its end what happens early in it.
+
+    One forward of it in eval mode scales every convolution and linear layer so that its output has a standard deviation
+    of one, and gives batch norms statistics of the size of what they see. What is masked gets its weights back.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    hidden = {
+        parameters[f"{module}.{target}" if module else target]: mask
+        for module, targets in masks.items()
+        for target, mask in targets.items()
+    }
+    before = {parameter: parameter.detach().clone() for parameter in hidden}
+    scales: dict[nn.Parameter, float] = {}
+    hooks: list[Any] = []
+    for module in model.modules():
+        if isinstance(module, _BATCH_NORMS):
+            hooks.append(module.register_forward_pre_hook(_statistics(generator)))
+        elif _is_contraction(module):
+            hooks.append(module.register_forward_hook(_unit_scale(scales)))
+    args, kwargs = as_arguments(inputs)
+    model.eval()
+    try:
+        with torch.no_grad():
+            for parameter, mask in hidden.items():
+                parameter.mul_(mask)
             model(*args, **kwargs)
-        finally:
-            for hook in hooks:
-                hook.remove()
+            for parameter, value in before.items():
+                parameter.copy_(value.div_(scales.get(parameter, 1.0)))
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
-def _draw(name: str, parameter: torch.Tensor, generator: torch.Generator) -> None:
+def _draw(parameter: torch.Tensor, generator: torch.Generator) -> None:
     if not parameter.is_floating_point() or not parameter.numel():
         return
     low, high = parameter.min(), parameter.max()
@@ -60,7 +77,7 @@ def _is_contraction(module: nn.Module) -> bool:
     return weight is not None and weight.dim() >= 2 and not isinstance(module, (nn.Embedding, nn.EmbeddingBag))
 
 
-def _unit_scale() -> Any:
+def _unit_scale(scales: dict[nn.Parameter, float]) -> Any:
     done = False
 
     def hook(module: nn.Module, args: Any, output: Any) -> Any:
@@ -75,6 +92,7 @@ def _unit_scale() -> Any:
             parameter = module._parameters.get(name)
             if parameter is not None:
                 parameter.div_(scale)
+                scales[parameter] = scales.get(parameter, 1.0) * scale
         return output / scale
 
     return hook

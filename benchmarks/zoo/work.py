@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.zoo.weights import randomise, redraw, two_of
+from benchmarks.zoo.weights import calibrate, draw, redraw, two_of
 from nni_plugins.channels import ChannelGraph, Plan
 from nni_plugins.channels.call import output_tensors
 from nni_plugins.channels.watch import as_arguments
@@ -96,9 +96,8 @@ def _work(build: Callable[[], tuple[nn.Module, Any]], mode: str, record: Record,
     with record.stage("build"):
         torch.manual_seed(0)
         model, x = build()
-        randomise(model, x)
+        draw(model)
         model.eval()
-        dense = _outputs(model, redraw(x, 1))
     with record.stage("watch"):
         graph = ChannelGraph.watch(model, x)
     data |= describe(graph)
@@ -110,7 +109,9 @@ def _work(build: Callable[[], tuple[nn.Module, Any]], mode: str, record: Record,
         kept = half(graph, [g.name for g in wanted], sparsity)
         masks = Plan(graph, kept).masks(model)
     with record.stage("masked"):
+        calibrate(model, x, masks)
         inputs = [redraw(x, 1), redraw(x, 2)]
+        dense = _outputs(model, inputs[0])
         expected = masked_outputs(model, masks, inputs)
     data["signal"] = _signal(expected, dense)
     with record.stage("speedup"):
