@@ -15,6 +15,7 @@ from nni_plugins.channels.cost import Cost, CostModel
 from nni_plugins.channels.groups import ChannelGroup, Member, collect_groups
 from nni_plugins.channels.labels import Array, Cause, Solution
 from nni_plugins.channels.trace import Trace
+from nni_plugins.channels.training import add_training_only
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -79,6 +80,7 @@ class ChannelGraph:
         """Watch one run of ``model`` on ``dummy_input`` and return its channel graph.
 
         The run is in eval mode, on tensors without data, so it computes nothing; the model is left exactly as it was.
+        Parameters that it does not use are looked for in training mode.
 
         Parameters
         ----------
@@ -103,6 +105,7 @@ class ChannelGraph:
             raise ValueError(f"units is {units!r}; it must be 'heads' or 'head_dim'")
         refuse_wrapped(model)
         trace = Trace.record(model, dummy_input)
+        add_training_only(trace, model, dummy_input)
         shapes, is_buffer, aliases = _inventory(model)
         solution = trace.labels.solve(preferred=units == "heads")
         graph = cls(trace, solution, shapes, is_buffer, aliases, units=units)

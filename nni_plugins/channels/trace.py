@@ -114,12 +114,12 @@ class Trace:
         self._alive += held
 
     @classmethod
-    def record(cls, model: nn.Module, dummy_input: Any) -> Trace:
-        """Watch one run of ``model`` on ``dummy_input``."""
-        return on_least_data(lambda data: cls._record(model, dummy_input, data))
+    def record(cls, model: nn.Module, dummy_input: Any, *, training: bool = False) -> Trace:
+        """Watch one run of ``model`` on ``dummy_input``, in eval mode or in ``training`` mode."""
+        return on_least_data(lambda data: cls._record(model, dummy_input, data, training))
 
     @classmethod
-    def _record(cls, model: nn.Module, dummy_input: Any, data: Data) -> Trace:
+    def _record(cls, model: nn.Module, dummy_input: Any, data: Data, training: bool) -> Trace:
         trace = cls(model)
         trace.data = data
         out = run_recorded(
@@ -130,6 +130,7 @@ class Trace:
             on_module=trace._on_module,
             on_span=(trace._on_enter, trace._on_leave),
             data=data,
+            training=training,
         )
         cause = Cause("", "", "the model's output")
         tensors = output_tensors(out)

@@ -19,6 +19,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
@@ -225,6 +226,17 @@ def _unfused_attention() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(enabled)
 
 
+@contextmanager
+def _any_batch_size() -> Iterator[None]:
+    """Let batch norms train on a single value, as that of one image after a pooling: nothing is trained here."""
+    check = functional._verify_batch_size
+    functional._verify_batch_size = lambda size: None
+    try:
+        yield
+    finally:
+        functional._verify_batch_size = check
+
+
 def run_recorded(
     model: nn.Module,
     dummy_input: Any,
@@ -234,6 +246,7 @@ def run_recorded(
     on_module: OnModule | None = None,
     on_span: tuple[OnEnter, OnLeave] | None = None,
     data: Data = "none",
+    training: bool = False,
 ) -> Any:
     """Run ``model`` once in eval mode without gradients, calling ``on_operator`` after each ATen operator.
 
@@ -258,6 +271,8 @@ def run_recorded(
     data
         What the run is made on: 'none', tensors of the device "meta", is the fastest; 'fake', torch's fake tensors,
         keeps devices; 'real' computes.
+    training
+        Run in training mode instead.
 
     Returns
     -------
@@ -269,10 +284,11 @@ def run_recorded(
         preserved(model, buffers=data != "none"),
         torch.no_grad(),
         _unfused_attention(),
+        _any_batch_size() if training else nullcontext(),
         all_flexible(model),
         _module_stack(model, on_module, on_span) as stack,
     ):
-        model.eval()
+        model.train(training)
         mode: Any = nullcontext()
         if data == "none":
             args, kwargs = map_tensors(lambda t: t.detach().to(_META), (args, kwargs))
