@@ -64,7 +64,8 @@ class _Joined:
             theirs = self._other.parameters[name]
             mine = [None if labels is None else anchor[classes[labels]] for labels in theirs]
             self._trace.parameters[name] = mine
-            self._trace.consumed += [m for m, t in zip(mine, theirs, strict=True) if t is not None and consumed[t].any()]
+            both = zip(mine, theirs, strict=True)
+            self._trace.consumed += [array for array, labels in both if labels is not None and consumed[labels].any()]
         for key, arrays in self._other.sizes.items():
             whole = [anchor[classes[labels]] for labels in arrays if touched[classes[labels]].all()]
             if whole and key not in self._trace.sizes:
