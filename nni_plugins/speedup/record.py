@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,8 +16,12 @@ if TYPE_CHECKING:
 _ATTRIBUTE = "_nni_plugins_record"
 
 
-def attach(model: nn.Module, compaction: Compaction, added: list[str]) -> None:
+def attach(
+    model: nn.Module, compaction: Compaction, added: list[str], replaced: Mapping[str, Mapping[str, Any]] | None = None
+) -> None:
     """Keep with ``model`` which indices it kept, which attributes changed and which biases were added.
+
+    ``replaced`` are attributes that replacers changed.
 
     A model that was compacted before gets the two steps joined into one: indices always count in the first model.
     """
@@ -32,8 +37,9 @@ def attach(model: nn.Module, compaction: Compaction, added: list[str]) -> None:
             old = slices.setdefault(name, {}).get(dim)
             slices[name][dim] = new if old is None else old[new]
     sizes = {module: dict(values) for module, values in earlier["sizes"].items()}
-    for module, values in compaction.sizes.items():
-        sizes.setdefault(module, {}).update(values)
+    for changes in (replaced or {}, compaction.sizes):
+        for module, values in changes.items():
+            sizes.setdefault(module, {}).update(values)
     shapes = {**{name: list(shape) for name, shape in graph.shapes.items()}, **earlier["shapes"]}
     record: dict[str, Any] = {
         "slices": slices,
