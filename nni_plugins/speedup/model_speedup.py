@@ -147,7 +147,8 @@ class ModelSpeedup(NniModelSpeedup):
             unbake(self.bound_model, before_masks)
             raise
         self.plan = step.compaction.plan
-        record.attach(self.bound_model, step.compaction, step.folded.added)
+        replaced = step.replacement.sizes if step.replacement is not None else {}
+        record.attach(self.bound_model, step.compaction, step.folded.added, replaced)
         self._fill_report(graph, before)
         self.logger.info("speedup: %s", str(self.report).replace("\n", "; "))
         return self.bound_model
