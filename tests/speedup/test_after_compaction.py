@@ -44,23 +44,27 @@ def built(name):
 
 
 def half_of(model, case, inputs):
-    """Masks that leave every second unit of all that may go."""
+    """The plan that leaves every second unit of all that may go."""
     graph = ChannelGraph.watch(model, inputs)
     kept = {g.name: range(0, g.size, 2) for g in graph.groups if g.prunable and (g.exact or not case.exact_only)}
-    return Plan(graph, kept).masks(model)
+    return Plan(graph, kept)
 
 
 @functools.cache
 def _made(name):
     case, model = CASES[name], built(name)
     inputs = case.inputs()
-    masks = half_of(model, case, inputs)
+    plan = half_of(model, case, inputs)
+    masks = plan.masks(model)
     masked = copy.deepcopy(model)
     with torch.no_grad():
         for module, targets in masks.items():
             for target, mask in targets.items():
                 getattr(masked.get_submodule(module), target).mul_(mask)
-    compact = ModelSpeedup(model, inputs, masks, exact_only=case.exact_only).speedup_model()
+    speedup = ModelSpeedup(model, inputs, masks, exact_only=case.exact_only)
+    compact = speedup.speedup_model()
+    assert speedup.plan.counts == plan.counts  # what is masked goes, and nothing else
+    assert not speedup.report.put_back
     return Made(compact, masked, masks, inputs)
 
 
@@ -278,7 +282,7 @@ def test_a_second_speedup_and_a_file_of_both(name, tmp_path):
     case = CASES[name]
     first = sum(p.numel() for p in compact.parameters())
     expected = copy.deepcopy(compact)
-    masks = half_of(compact, case, inputs)
+    masks = half_of(compact, case, inputs).masks(compact)
     with torch.no_grad():
         for module, targets in masks.items():
             for target, mask in targets.items():
@@ -309,6 +313,7 @@ def test_torch_export(name):
     assert_same(exported(*inputs), compact(*inputs))
 
 
+@pytest.mark.skipif(TORCH < (2, 6), reason="takes minutes with an older torch")
 @every_case
 def test_torch_export_with_any_batch(name):
     compact, _, _, inputs = made(name)
@@ -474,8 +479,12 @@ def test_two_processes_train_as_one(tmp_path):
 @every_case
 @pytest.mark.parametrize(("kind", "tolerance"), [(torch.float16, 5e-3), (torch.bfloat16, 5e-2), (torch.float64, 1e-5)])
 def test_other_precision(name, kind, tolerance):
-    compact, _, _, inputs = made(name)
+    compact, masked, _, inputs = made(name)
     cast = [t.to(kind) if t.is_floating_point() else t for t in inputs]
+    try:
+        copy.deepcopy(masked).to(kind)(*cast)
+    except RuntimeError:
+        pytest.skip("this torch does not run the dense model so")
     expected = compact(*inputs)
     out = compact.to(kind)(*cast)
     assert {t.dtype for t in floats(out)} == {kind}
