@@ -237,8 +237,8 @@ def _alike(span: Span) -> tuple[Info, Info] | None:
     if len(results) != 1:
         return None
     out = results[0]
-    for _, given in span.arguments:
-        if given.shape == out.shape and given.dtype == out.dtype:
+    for path, given in span.arguments:
+        if len(path) == 1 and given.shape == out.shape and given.dtype == out.dtype:
             return out, given
     return None
 

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from nni_plugins.channels.blocks import removal_of
 from nni_plugins.channels.cost import Cost
 from nni_plugins.channels.graph import ChannelGraph
 from nni_plugins.channels.labels import Array
 
 
 class Plan:
-    """Which units of each group are kept.
+    """Which units of each group are kept, and which blocks are removed.
 
     Parameters
     ----------
@@ -24,17 +25,27 @@ class Plan:
     kept
         Per group name, a bool array of shape ``[group.size]`` or the indices of the kept units. A group that is not
         named keeps all its units.
+    blocks
+        Names of blocks that are removed. What is inside another one that is named goes with it.
+
+    Attributes
+    ----------
+    removal
+        Which modules, operators and parameters go with the blocks.
 
     Raises
     ------
     KeyError
-        If no group has such a name.
+        If no group, or no block, has such a name.
     ValueError
-        If a group that is not prunable would lose units, a group would be left empty, or an array does not fit.
+        If a group that is not prunable would lose units, a group would be left empty, an array does not fit, or a block
+        cannot be removed, or not beside the others.
     """
 
-    def __init__(self, graph: ChannelGraph, kept: Mapping[str, Any]) -> None:
+    def __init__(self, graph: ChannelGraph, kept: Mapping[str, Any], blocks: Sequence[str] = ()) -> None:
         self.graph = graph
+        self.blocks = tuple(name for name in dict.fromkeys(blocks) if not _within(name, blocks))
+        self.removal = removal_of(graph, self.blocks)
         self.kept: dict[str, Array] = {}
         for name, value in kept.items():
             group = graph.group(name)
@@ -54,7 +65,7 @@ class Plan:
 
     def __repr__(self) -> str:
         lost = ", ".join(f"{name}: {len(u)}/{self.graph.group(name).size}" for name, u in self.kept.items())
-        return f"Plan({lost})"
+        return f"Plan({', '.join(filter(None, [lost, *(f'without {name}' for name in self.blocks)]))})"
 
     @property
     def counts(self) -> dict[str, int]:
@@ -66,8 +77,10 @@ class Plan:
         return self._keep[self.graph.solution.classes[labels]]
 
     def dimensions(self, name: str) -> dict[int, Array]:
-        """Return the kept indices along each dimension of a parameter or buffer that loses some."""
-        out = {}
+        """Return the kept indices along each dimension of a parameter or buffer that loses some, but not all."""
+        out: dict[int, Array] = {}
+        if name in self.removal.parameters:
+            return out
         for dim, labels in enumerate(self.graph.trace.parameters.get(name, [])):
             if labels is not None:
                 keep = self.keeps(labels)
@@ -76,7 +89,7 @@ class Plan:
         return out
 
     def slices(self) -> dict[str, dict[int, Array]]:
-        """Return ``{parameter or buffer: {dimension: kept indices}}`` for all that shrink."""
+        """Return ``{parameter or buffer: {dimension: kept indices}}`` for all that shrink and do not go."""
         found = {name: self.dimensions(name) for name in self.graph.trace.parameters}
         return {name: dims for name, dims in found.items() if dims}
 
@@ -85,6 +98,8 @@ class Plan:
         out: dict[tuple[str, str], dict[int, int]] = {}
         for known in (self.graph.trace.sizes, self.graph.learnt):  # what was learnt on a replay counts more
             for key, candidates in known.items():
+                if self.removal.holds(key[0]):
+                    continue
                 for labels in candidates:
                     keep = self.keeps(labels)
                     if not keep.all():
@@ -96,14 +111,23 @@ class Plan:
         names = self.graph.trace.flexible
         if not names:
             return []
-        smaller = list(self.slices())
-        return [name for name in names if any(part.startswith(f"{name}." if name else "") for part in smaller)]
+        smaller = [*self.slices(), *self.removal.modules]
+        return [
+            name
+            for name in names
+            if not self.removal.holds(name) and any(part.startswith(f"{name}." if name else "") for part in smaller)
+        ]
+
+    def stand_ins(self) -> dict[str, Any]:
+        """Return, for each module that goes, what stands in for it: see :mod:`nni_plugins.channels.stand_in`."""
+        return self.removal.stand_ins(lambda labels: int(self.keeps(labels).sum()))
 
     def masks(self, model: nn.Module) -> dict[str, dict[str, torch.Tensor]]:
         """Return the plan as NNI's masks: ``{module: {parameter: mask}}``, 1 where kept.
 
         Every parameter that a group reaches is masked along every dimension, producers, norms and consumers alike, so
-        that the masked model computes what the compact one does. Masks have the parameter's shape, dtype and device.
+        that the masked model computes what the compact one does; those of a block that goes are masked throughout.
+        Masks have the parameter's shape, dtype and device.
         """
         parameters = dict(model.named_parameters(remove_duplicate=False))
         masks: dict[str, dict[str, torch.Tensor]] = {}
@@ -114,17 +138,26 @@ class Plan:
             for alias in (name, *self.graph.aliases.get(name, [])):
                 module, _, parameter = alias.rpartition(".")
                 masks.setdefault(module, {})[parameter] = mask_of(parameters[alias], dims)
+        for name in sorted(self.removal.parameters):
+            for alias in (name, *self.graph.aliases.get(name, [])) if not self.graph.is_buffer[name] else ():
+                module, _, parameter = alias.rpartition(".")
+                masks.setdefault(module, {})[parameter] = torch.zeros_like(parameters[alias], requires_grad=False)
         return masks
 
     def cost(self) -> Cost:
         """Return the cost of the compact model."""
-        return self.graph.cost_model.exact_cost(self._keep)
+        return self.graph.cost_model.exact_cost(self._keep, self.removal)
 
     def to_dict(self) -> dict[str, Any]:
         """Return ``{group: {'size', 'kept'}}``, plain numbers, for groups that lose units."""
         return {
             name: {"size": self.graph.group(name).size, "kept": units.tolist()} for name, units in self.kept.items()
         }
+
+
+def _within(name: str, others: Sequence[str]) -> bool:
+    """Whether a module is below one of ``others``."""
+    return any(name.startswith(f"{other}.") for other in others)
 
 
 def mask_of(parameter: torch.Tensor, dims: Mapping[int, Array]) -> torch.Tensor:

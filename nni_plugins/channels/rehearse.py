@@ -106,6 +106,12 @@ def settled(
             mismatch = better
         if mismatch is None:
             return graph, plan
+        stay = _blocks_to_blame(plan, model, dummy_input, skip, mismatch)
+        if stay:
+            if on_freeze is not None:
+                on_freeze(mismatch)
+            graph = graph.without_blocks(dict.fromkeys(stay, f"the model does not run without it ({mismatch})"))
+            continue
         culprits = [] if innocent else _culprits(replay, mismatch, peers)
         if not culprits:
             culprits = _found_by_halving(graph, plan, model, dummy_input, skip, mismatch, innocent)
@@ -218,11 +224,35 @@ def _found_by_halving(
 
     def fails(names: Sequence[str]) -> bool:
         wanted = {name: plan.kept[name] for name in plan.kept if name in names or name in innocent}
-        return Replay(Plan(graph, wanted), dummy_input, skip).run(model) is not None
+        return Replay(Plan(graph, wanted, plan.blocks), dummy_input, skip).run(model) is not None
 
     suspects = [name for name in plan.kept if name not in innocent]
     if not suspects or fails([]):
         return []
+    suspects = _fewest(suspects, fails)
+    operator = mismatch.operator
+    cause = Cause(operator.module, operator.name, FIXED) if operator is not None else Cause("", "", FIXED)
+    return [(graph.labels_of(name), cause) for name in suspects]
+
+
+def _blocks_to_blame(
+    plan: Plan, model: nn.Module, dummy_input: Any, skip: Collection[str], mismatch: Mismatch
+) -> list[str]:
+    """Find blocks whose removal makes a plan fail at ``mismatch`` or before: without them, nothing fails so early."""
+    operators = plan.graph.trace.operators
+
+    def place(of: Mismatch) -> int:
+        return next((i for i, operator in enumerate(operators) if operator is of.operator), len(operators))
+
+    def fails(names: Sequence[str]) -> bool:
+        again = Replay(Plan(plan.graph, plan.kept, names), dummy_input, skip).run(model)
+        return again is not None and place(again) <= place(mismatch)
+
+    return [] if not plan.blocks or fails([]) else _fewest(list(plan.blocks), fails)
+
+
+def _fewest(suspects: list[str], fails: Callable[[Sequence[str]], bool]) -> list[str]:
+    """Halve suspects for as long as one half fails by itself."""
     while len(suspects) > 1:
         middle = len(suspects) // 2
         if fails(suspects[:middle]):
@@ -231,9 +261,7 @@ def _found_by_halving(
             suspects = suspects[middle:]
         else:
             break  # only together
-    operator = mismatch.operator
-    cause = Cause(operator.module, operator.name, FIXED) if operator is not None else Cause("", "", FIXED)
-    return [(graph.labels_of(name), cause) for name in suspects]
+    return suspects
 
 
 # -- the same place in other modules -------------------------------------------------------------------------------

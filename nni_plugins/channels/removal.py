@@ -16,6 +16,7 @@ from nni_plugins.channels.call import Argument, Info, Operator, Path, Span, Writ
 from nni_plugins.channels.labels import Array
 from nni_plugins.channels.needs import Change, Needs
 from nni_plugins.channels.values import ZERO, Same
+from nni_plugins.channels.windows import Window, window_of
 
 
 @dataclass(frozen=True)
@@ -27,15 +28,20 @@ class Passed:
 
 
 @dataclass(frozen=True)
-class Zeros:
-    """What stands in for a result: zeros, typed and placed as the argument at ``path``.
-
-    Each dimension is as long as a dimension of an argument, ``(path, dimension)``, or as many as there are ``labels``,
-    or 1.
-    """
+class Size:
+    """As long as a dimension of an argument, after the ``windows`` that convolutions and pools slid along it."""
 
     path: Path
-    sizes: tuple[tuple[Path, int] | _Labels | int, ...]
+    dim: int
+    windows: tuple[Window, ...] = ()
+
+
+@dataclass(frozen=True)
+class Zeros:
+    """What stands in for a result: zeros, typed and placed as the argument at ``path``."""
+
+    path: Path
+    sizes: tuple[Size | _Labels | int, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,17 +201,36 @@ class Remover:
         sizes = tuple(self._size(info, dim, alike) for dim in range(len(info.shape)))
         return Zeros(alike[0][0], sizes)
 
-    def _size(self, info: Info, dim: int, arguments: list[tuple[Path, Info]]) -> tuple[Path, int] | _Labels | int:
+    def _size(self, info: Info, dim: int, arguments: list[tuple[Path, Info]]) -> Size | _Labels | int:
         size, labels = info.shape[dim], info.labels[dim]
         for path, given in arguments:
             fits = len(given.shape) == len(info.shape) and given.shape[dim] == size
             if fits and (labels is None or self._go_together(labels, given.labels[dim])):
-                return path, dim
+                return Size(path, dim)
         if labels is not None:
             return _Labels(labels)
         if size == 1:
             return 1
+        slid = self._slid(info, dim, {given: path for path, given in arguments})
+        if slid is not None:
+            return slid
         raise CannotStandIn("the size of its result does not follow from its arguments")
+
+    def _slid(self, info: Info, dim: int, arguments: Mapping[Info, Path]) -> Size | None:
+        """Follow a spatial dimension back to an argument, through convolutions, pools and what keeps the size."""
+        windows: list[Window] = []
+        while info not in arguments:
+            made = self.needs.made_by(info)
+            source = made.args[0] if isinstance(made, Operator) and made.args else None
+            if not isinstance(made, Operator) or not isinstance(source, Info) or len(source.shape) != len(info.shape):
+                return None
+            window = window_of(made, dim)
+            if window is not None:
+                windows.append(window)
+            elif source.shape[dim] != info.shape[dim]:
+                return None
+            info = source
+        return Size(arguments[info], dim, tuple(reversed(windows)))
 
     def _go_together(self, labels: Array, others: Array | None) -> bool:
         return others is not None and np.array_equal(self._classes[labels], self._classes[others])
@@ -267,7 +292,7 @@ def _plain(result: Any, count: Callable[[Array], int]) -> Any:
 def _plain_size(size: Any, count: Callable[[Array], int]) -> Any:
     if isinstance(size, _Labels):
         return count(size.labels)
-    return [list(size[0]), size[1]] if isinstance(size, tuple) else size
+    return [list(size.path), size.dim, [list(w) for w in size.windows]] if isinstance(size, Size) else size
 
 
 #: Operators whose result is a view of their first argument.

@@ -33,7 +33,9 @@ def plain_name(operator: str) -> str:
 
 
 #: Copies and aliases, which come and go as strides and caches fall out.
-COPIES = frozenset(["aten.clone", "aten.contiguous", "aten.detach", "aten.alias", "aten.lift_fresh"])
+COPIES = frozenset(
+    ["aten.clone", "aten.contiguous", "aten.detach", "aten.alias", "aten.lift_fresh", "aten.as_strided_"]
+)
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,12 @@ class Replay:
     """
 
     def __init__(self, plan: Plan, dummy_input: Any, skip: Collection[str] = ()) -> None:
-        self.operators = [op for op in plan.graph.trace.operators if op.name not in COPIES]
+        gone = plan.removal.operators
+        self.operators = [
+            op
+            for place, op in enumerate(plan.graph.trace.operators)
+            if op.name not in COPIES and not (len(gone) and gone[place])
+        ]
         self._plan = plan
         self._dummy_input = dummy_input
         self._skip = skip
@@ -108,7 +115,7 @@ class Replay:
         def check(func: Any, args: tuple, kwargs: dict, out: Any, module: str) -> None:
             nonlocal position
             tensors, name = output_tensors(out), rule_for(func)[0]
-            if not tensors or name in COPIES:
+            if not tensors or name in COPIES or self._plan.removal.holds(module):
                 return
             if position >= len(self.operators):
                 raise _Stop(Mismatch(position, None, "the compact model runs more operators"))

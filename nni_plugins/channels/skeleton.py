@@ -11,11 +11,14 @@ from torch import nn
 
 from nni_plugins.channels.flexible import exchange
 from nni_plugins.channels.plan import Plan
+from nni_plugins.channels.stand_in import stand_in
 
 
 @contextmanager
 def skeleton(model: nn.Module, plan: Plan, skip: Collection[str] = ()) -> Iterator[None]:
-    """Give parameters, buffers and size attributes the sizes that ``plan`` leaves; put all back on leaving.
+    """Give parameters, buffers and size attributes the sizes that ``plan`` leaves, and put stand-ins for what goes.
+
+    All is put back on leaving.
 
     The tensors stay the same objects, so that whoever holds one (a list of flat weights) sees its new size too. Their
     memory is asked for, but on a CPU never touched. Where the model must compute to run at all
@@ -37,6 +40,7 @@ def skeleton(model: nn.Module, plan: Plan, skip: Collection[str] = ()) -> Iterat
     exchanged: list[Callable[[], None]] = []
     attributes: list[tuple[nn.Module, str, Any]] = []
     try:
+        exchanged += [stand_in(modules[name], result) for name, result in plan.stand_ins().items() if name not in skip]
         exchanged += [exchange(modules[name]) for name in plan.flexible() if name not in skip]
         for name, dims in plan.slices().items():
             if name.rpartition(".")[0] not in skip:
@@ -59,6 +63,8 @@ def skeleton(model: nn.Module, plan: Plan, skip: Collection[str] = ()) -> Iterat
 
 def resized(plan: Plan, modules: Mapping[str, nn.Module], skip: Collection[str] = ()) -> Iterator[tuple[str, str, Any]]:
     """Yield ``(module name, attribute, new value)`` for every attribute that counts what the plan removes."""
+    for name, attribute, value in _fast_paths(plan, modules):
+        yield name, attribute, value
     for (name, attribute), changes in plan.sizes().items():
         owner = modules.get(name)
         value: Any = getattr(owner, attribute, None)
@@ -70,6 +76,13 @@ def resized(plan: Plan, modules: Mapping[str, nn.Module], skip: Collection[str] 
         elif isinstance(value, (tuple, list)) and len(value) == 1 and value[0] in changes:
             kind = tuple if isinstance(value, tuple) else list
             yield name, attribute, kind([changes[value[0]]])
+
+
+def _fast_paths(plan: Plan, modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, str, Any]]:
+    """Keep torch's own encoder layers that lose a part from handing the weights of all parts to one fused operator."""
+    for name in dict.fromkeys(gone.rpartition(".")[0] for gone in plan.removal.modules):
+        if isinstance(modules.get(name), nn.TransformerEncoderLayer):
+            yield name, "activation_relu_or_gelu", 0
 
 
 def _hollow(data: torch.Tensor, dims: Mapping[int, Any]) -> torch.Tensor:

@@ -18,9 +18,9 @@ class StandIn(nn.Module):
     """In place of a removed module: it has no parameters, and takes any arguments.
 
     What it returns is plain data: ``{'pass': path}`` an argument, ``{'zeros': path, 'shape': sizes}`` zeros like an
-    argument, ``{'object': path}`` an object that it is given, ``{'plain': value}``, and ``{'tuple': [...]}``,
-    ``{'list': [...]}`` and ``{'dict': {...}}`` of these. A path is a position or a keyword, and then places in what is
-    nested there.
+    argument (a size is a number, or a dimension of an argument and the windows that were slid along it), ``{'object':
+    path}`` an object that it is given, ``{'plain': value}``, and ``{'tuple': [...]}``, ``{'list': [...]}`` and
+    ``{'dict': {...}}`` of these. A path is a position or a keyword, and then places in what is nested there.
     """
 
     _stand_in_result: dict[str, Any]
@@ -35,11 +35,7 @@ class StandIn(nn.Module):
             return given.clone() if result["copy"] else given
         if "zeros" in result:
             like: Tensor = self._given(result["zeros"], args, kwargs)
-            shape = [
-                size if isinstance(size, int) else self._given(size[0], args, kwargs).shape[size[1]]
-                for size in result["shape"]
-            ]
-            return like.new_zeros(shape)
+            return like.new_zeros([self._size(size, args, kwargs) for size in result["shape"]])
         if "object" in result:
             return self._given(result["object"], args, kwargs)
         if "tuple" in result:
@@ -49,6 +45,17 @@ class StandIn(nn.Module):
         if "dict" in result:
             return {key: self._made(item, args, kwargs) for key, item in result["dict"].items()}
         return result["plain"]
+
+    def _size(self, size: Any, args: tuple, kwargs: dict[str, Any]) -> int:
+        if isinstance(size, int):
+            return size
+        path, dim, windows = size
+        length: int = self._given(path, args, kwargs).shape[dim]
+        for kernel, stride, padding, dilation, over in windows:
+            room = length + padding - dilation * (kernel - 1) - 1
+            count = (room + (stride - 1 if over else 0)) // stride + 1
+            length = count - 1 if over and (count - 1) * stride >= length + padding // 2 else count
+        return length
 
     def _given(self, path: list[Any], args: tuple, kwargs: dict[str, Any]) -> Any:
         first = path[0]
