@@ -63,8 +63,7 @@ def skeleton(model: nn.Module, plan: Plan, skip: Collection[str] = ()) -> Iterat
 
 def resized(plan: Plan, modules: Mapping[str, nn.Module], skip: Collection[str] = ()) -> Iterator[tuple[str, str, Any]]:
     """Yield ``(module name, attribute, new value)`` for every attribute that counts what the plan removes."""
-    for name, attribute, value in _fast_paths(plan, modules):
-        yield name, attribute, value
+    yield from _fast_paths(plan, modules)
     for (name, attribute), changes in plan.sizes().items():
         owner = modules.get(name)
         value: Any = getattr(owner, attribute, None)
