@@ -94,7 +94,8 @@ class Contraction:
 class Operator:
     """One operator of the run; ``args`` and ``kwargs`` are as it was called, with infos in place of tensors.
 
-    Along the dimensions ``mixed``, what it gives at one index depends on the other indices.
+    Along the dimensions ``mixed``, what it gives at one index depends on the other indices. Where the run computed,
+    ``decided`` are the indices and truth values that it made of other numbers: what the forward went on from.
     """
 
     name: str
@@ -105,6 +106,7 @@ class Operator:
     args: tuple = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
     mixed: frozenset[int] = frozenset()
+    decided: tuple[torch.Tensor | None, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -126,6 +126,9 @@ class Replay:
                 wanted = self.predicted(info)
                 if tuple(tensor.shape) != wanted:
                     raise _Stop(Mismatch(position, operator, f"its size is {tuple(tensor.shape)}, not {wanted}"))
+            for tensor, decided in zip(tensors, operator.decided, strict=False):
+                if decided is not None and decided.shape == tensor.shape:
+                    tensor.copy_(decided)  # so that the forward goes the same way, which tokens an expert gets too
             position += 1
 
         try:

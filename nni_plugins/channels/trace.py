@@ -265,6 +265,7 @@ class Trace:
                 tuple([_with_infos(value, infos) for value in args]),
                 {key: _with_infos(value, infos) for key, value in kwargs.items()},
                 frozenset(call.mixed),
+                _decided(func, call) if self.data == "real" else (),
             )
         )
         self._marks.append(self.labels.inexact_count)
@@ -295,6 +296,14 @@ def _with_infos(value: Any, infos: Iterator[Info]) -> Any:
     if isinstance(value, (tuple, list)):
         return [_with_infos(item, infos) for item in value]
     return value
+
+
+def _decided(func: Any, call: Call) -> tuple[torch.Tensor | None, ...]:
+    """Return the indices and truth values that an operator made of other numbers, None for its other results."""
+    if not any(info.dtype is not None and info.dtype.is_floating_point for info in call.inputs):
+        return ()
+    own = all(result.alias_info is None for result in func._schema.returns)
+    return tuple(t.clone() if own and not (t.is_floating_point() or t.is_complex()) else None for t in call.outputs)
 
 
 def _arguments(items: Iterable[tuple[int | str, Any]], depth: int = 0) -> Iterator[tuple[Path, Any]]:
