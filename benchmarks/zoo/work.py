@@ -169,6 +169,7 @@ def masked_outputs(model: nn.Module, masks: dict, inputs: list[Any]) -> list[lis
 
 def _outputs(model: nn.Module, inputs: Any) -> list[torch.Tensor]:
     args, kwargs = as_arguments(inputs)
+    torch.manual_seed(1)  # a forward may draw random numbers (a masked autoencoder), and must draw the same ones
     with torch.no_grad():
         out = model(*args, **kwargs)
     return [t.detach().clone() for t in output_tensors(out) if t.is_floating_point()]
