@@ -130,7 +130,7 @@ class _Finder:
     def _told(self, info: Info, span: Span, change: Change) -> bool:
         value = self._needs.value(info, change)
         passed = any(self._needs.value(given, change) == value for _, given in span.arguments)
-        return value is ZERO or passed or (value == Same(info) and self._needs.uses(info, change) == 0)
+        return passed or not isinstance(value, Same) or self._needs.uses(value.root, change) == 0
 
     def _passes_anew(self, info: Info, span: Span, change: Change) -> bool:
         """Whether a result equals an argument now, and did not before."""

@@ -139,9 +139,10 @@ class Remover:
         busy, was_needed = np.append(0, np.cumsum(~idle)), np.append(0, np.cumsum(change.idle))
         modules: dict[str, Any] = {}
         operators = np.zeros(len(idle), dtype=bool)
-        for name in sorted(self._owners(np.flatnonzero(change.idle)), key=lambda name: name.count(".")):
-            spans = self.spans.get(name, [])
-            if not spans or is_below(name, modules) or any(busy[s.end] > busy[s.start] for s in spans):
+        owners = [name for name in self._owners(np.flatnonzero(change.idle)) if name in self.spans]
+        for name in sorted(owners, key=lambda name: (name.count("."), self.spans[name][0].start, name)):
+            spans = self.spans[name]
+            if is_below(name, modules) or any(busy[s.end] > busy[s.start] for s in spans):
                 continue
             if not any(was_needed[s.end] > was_needed[s.start] for s in spans):
                 continue
@@ -181,11 +182,11 @@ class Remover:
 
     def _tensor(self, info: Info, span: Span, change: Change) -> Any:
         value = self.needs.value(info, change)
-        if value is not ZERO:
+        if isinstance(value, Same):
             for path, given in span.arguments:
                 if self.needs.value(given, change) == value and given.dtype == info.dtype:
                     return Passed(path, copied=self._last_write.get(info, -1) >= span.end)
-            if value != Same(info) or self.needs.uses(info, change) > 0:
+            if self.needs.uses(value.root, change) > 0:
                 raise CannotStandIn("somebody needs its result")
         try:
             return self._zeros(info, span)
