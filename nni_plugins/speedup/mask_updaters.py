@@ -72,10 +72,15 @@ class GraphMaskUpdater(MaskUpdater):
         return self._found[model_speedup] is not None
 
     def direct_update_preprocess(self, model_speedup: Any, node: Node) -> None:
+        """Note the node's module: had it been known before, NNI would have multiplied masks of activations in again."""
+        if node.op == "call_module":
+            model_speedup.node_infos[node].module = model_speedup.fetch_attr(node.target)
+
+    def direct_update_process(self, model_speedup: Any, node: Node) -> None:
         """Nothing is left to do: masks are known from the plan."""
 
-    direct_update_process = direct_update_postprocess = direct_update_preprocess
-    indirect_update_preprocess = indirect_update_process = indirect_update_postprocess = direct_update_preprocess
+    direct_update_postprocess = direct_update_process
+    indirect_update_preprocess = indirect_update_process = indirect_update_postprocess = direct_update_process
 
 
 class PlanReplacer(Replacer):
@@ -158,7 +163,7 @@ def _fill_nodes(speedup: Any, plan: Plan) -> None:
     for node, info in speedup.node_infos.items():
         if node.op != "call_module":
             continue
-        module = info.module = modules[node.target]
+        module = modules[node.target]
         info.param_masks = {
             name: mask_of(parameter, plan.dimensions(f"{node.target}.{name}"))
             for name, parameter in module.named_parameters()

@@ -39,7 +39,7 @@ def _mend(module: Any) -> None:
 
 PATCH = Patch(
     name="norm-masks",
-    module="nni.compression.speedup.mask_conflict",
+    module="nni.compression.speedup.model_speedup",
     mends="ModelSpeedup fails with 'Dimension out of range' where a group norm has a mask",
     defect=_defect,
     mend=_mend,
