@@ -203,7 +203,7 @@ class Labels:
                 continue
             if not undecided:
                 break
-            heads = self._marked(classes, self._preferred)
+            heads = self._heads(classes)
             for product in undecided:
                 self._decide(classes[product.outer], classes[product.inner], heads, preferred, class_cause, none)
             cause_of = class_cause[classes]
@@ -221,7 +221,7 @@ class Labels:
             frozen_cause=frozen_cause,
             inexact_cause=inexact_cause,
             causes=causes,
-            heads=self._marked(classes, self._preferred),
+            heads=self._heads(classes),
             head_dims=self._head_dims(classes),
         )
 
@@ -231,8 +231,16 @@ class Labels:
             marked[classes[labels]] = True
         return marked
 
-    def _head_dims(self, classes: Array) -> Array:
+    def _heads(self, classes: Array) -> Array:
+        """What is preferred; where that is a pair (heads of keys shared by several queries), its outer factor too."""
         heads = self._marked(classes, self._preferred)
+        for product in self._products:
+            if heads[classes[product.whole]].any():
+                heads[classes[product.outer]] = True
+        return heads
+
+    def _head_dims(self, classes: Array) -> Array:
+        heads = self._heads(classes)
         others = [p.inner for p in self._products if heads[classes[p.outer]].any()]
         others += [p.outer for p in self._products if heads[classes[p.inner]].any()]
         return self._marked(classes, others) & ~heads

@@ -34,6 +34,15 @@ _FACTORS: dict[str, tuple[int, ...]] = {
     "aten._weight_norm_interface": (0, 1),
     "aten._weight_norm": (0, 1),
 }
+#: Operators that only put elements elsewhere: what is zero stays so, whatever else is known.
+_MOVES = frozenset(
+    f"aten.{name}"
+    for name in (
+        "view _unsafe_view reshape _reshape_alias transpose permute t expand repeat unsqueeze squeeze clone detach alias "
+        "_to_copy contiguous split split_with_sizes unsafe_split chunk unbind select slice cat stack flip roll index "
+        "index_select gather unfold im2col pixel_shuffle pixel_unshuffle channel_shuffle"
+    ).split()
+)
 _ZEROS = frozenset(["aten.zeros_like", "aten.zero", "aten.new_zeros", "aten.zeros"])
 _TURNS = frozenset(["aten.t", "aten.transpose", "aten.permute", "aten.detach"])
 
@@ -166,7 +175,7 @@ class Flow:
                 self._live[classes[~dead]] = True
                 self._nonzero[classes[~zero]] = True
         partners = [info for info in operator.inputs if info.dynamic] if operator.name not in JOINS else []
-        zeros = operator.name.rstrip("_") in _ZEROS
+        zeros, moves = operator.name.rstrip("_") in _ZEROS, operator.name in _MOVES
         for info in operator.outputs:
             plain = operator.name not in NORMS and not operator.contractions
             state = _State([None] * len(info.labels), [None] * len(info.labels))
@@ -175,7 +184,7 @@ class Flow:
                     continue
                 classes = self._classes[labels]
                 known = self._seen[classes]
-                zero = (known & ~self._nonzero[classes] & (plain and info.zeros[dim])) | zeros
+                zero = (known & ~self._nonzero[classes] & (moves or (plain and info.zeros[dim]))) | zeros
                 dead = known & ~self._live[classes]
                 for partner in partners:
                     if dead.any() and not any(labels is own for own in partner.labels):
