@@ -81,6 +81,7 @@ class Labels:
         self._frozen: list[tuple[Array, int]] = []
         self._inexact: list[tuple[Array, int]] = []
         self._preferred: list[Array] = []
+        self._whole_groups: list[Array] = []
         self._products: list[Product] = []
         self._product_of: dict[tuple[bytes, bytes], Array] = {}
         self._causes: list[Cause | None] = []
@@ -123,10 +124,10 @@ class Labels:
             labels, cause = self._inexact[place]
             self._inexact[place] = (labels[:0], cause)
 
-    def prefer(self, labels: MaybeLabels) -> None:
-        """Say that, of a product's two factors, this one is the one to prune (attention heads)."""
+    def prefer(self, labels: MaybeLabels, *, heads: bool = True) -> None:
+        """Say that, of a product's two factors, this one is the one to prune: attention heads, or groups of a norm."""
         if labels is not None and len(labels):
-            self._preferred.append(labels)
+            (self._preferred if heads else self._whole_groups).append(labels)
 
     def relate(self, whole: MaybeLabels, outer: Array, inner: Array, cause: Cause) -> None:
         """Say that ``whole`` is the flattened pair (outer, inner)."""
@@ -203,9 +204,11 @@ class Labels:
                 continue
             if not undecided:
                 break
-            heads = self._heads(classes)
-            for product in undecided:
-                self._decide(classes[product.outer], classes[product.inner], heads, preferred, class_cause, none)
+            wish = self._heads(classes).astype(np.int64) * (1 if preferred else -1)
+            wish += 2 * self._marked(classes, self._whole_groups)
+            asked = [p for p in undecided if self._wishes(p, classes, wish)[0] != self._wishes(p, classes, wish)[1]]
+            for product in asked or undecided:
+                self._decide(product, classes, wish, class_cause, none)
             cause_of = class_cause[classes]
             open_products = undecided
 
@@ -289,11 +292,17 @@ class Labels:
         return progress, undecided
 
     @staticmethod
-    def _decide(outer: Array, inner: Array, heads: Array, preferred: bool, class_cause: Array, none: int) -> None:
+    def _wishes(product: Product, classes: Array, wish: Array) -> tuple[int, int]:
+        """How much it is wished that each factor of a product stays free."""
+        outer, inner = wish[classes[product.outer]], wish[classes[product.inner]]
+        return int(outer[np.abs(outer).argmax()]), int(inner[np.abs(inner).argmax()])
+
+    def _decide(self, product: Product, classes: Array, wish: Array, class_cause: Array, none: int) -> None:
+        outer, inner = classes[product.outer], classes[product.inner]
         if (class_cause[outer] != none).any() or (class_cause[inner] != none).any():
             return  # a product decided before it in this round shares a factor
-        wants_outer, wants_inner = heads[outer].any(), heads[inner].any()
-        keep_inner = wants_inner == preferred if wants_outer != wants_inner else len(inner) > len(outer)
+        wish_outer, wish_inner = self._wishes(product, classes, wish)
+        keep_inner = wish_inner > wish_outer if wish_inner != wish_outer else len(inner) > len(outer)
         class_cause[outer if keep_inner else inner] = _DECIDED
 
 

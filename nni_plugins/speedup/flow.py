@@ -26,6 +26,7 @@ NORMS = frozenset(
         "aten.batch_norm aten.native_layer_norm aten.native_group_norm aten._fused_rms_norm aten.rms_norm"
     ).split()
 )
+_OVER_LAST = frozenset(["aten.native_layer_norm", "aten._fused_rms_norm", "aten.rms_norm"])
 #: Operators whose result is zero wherever one of these inputs is (by position).
 _FACTORS: dict[str, tuple[int, ...]] = {
     "aten.mul": (0, 1),
@@ -38,8 +39,8 @@ _FACTORS: dict[str, tuple[int, ...]] = {
 _MOVES = frozenset(
     f"aten.{name}"
     for name in (
-        "view _unsafe_view reshape _reshape_alias transpose permute t expand repeat unsqueeze squeeze clone detach alias "
-        "_to_copy contiguous split split_with_sizes unsafe_split chunk unbind select slice cat stack flip roll index "
+        "view _unsafe_view reshape _reshape_alias transpose permute t expand repeat unsqueeze squeeze clone detach "
+        "alias _to_copy contiguous split split_with_sizes unsafe_split chunk unbind select slice cat stack flip roll index "
         "index_select gather unfold im2col pixel_shuffle pixel_unshuffle channel_shuffle"
     ).split()
 )
@@ -177,14 +178,13 @@ class Flow:
         partners = [info for info in operator.inputs if info.dynamic] if operator.name not in JOINS else []
         zeros, moves = operator.name.rstrip("_") in _ZEROS, operator.name in _MOVES
         for info in operator.outputs:
-            plain = operator.name not in NORMS and not operator.contractions
             state = _State([None] * len(info.labels), [None] * len(info.labels))
             for dim, labels in enumerate(info.labels):
                 if labels is None:
                     continue
                 classes = self._classes[labels]
                 known = self._seen[classes]
-                zero = (known & ~self._nonzero[classes] & (moves or (plain and info.zeros[dim]))) | zeros
+                zero = (known & ~self._nonzero[classes] & (moves or info.zeros[dim])) | zeros
                 dead = known & ~self._live[classes]
                 for partner in partners:
                     if dead.any() and not any(labels is own for own in partner.labels):
@@ -271,23 +271,25 @@ class Flow:
 
     def _norm(self, operator: Operator) -> None:
         """A norm's masked weight makes its output constant, and zero if the bias is masked too."""
-        out, affine = operator.outputs[0], [i for i in operator.inputs[1:3] if i.parameter and not i.dynamic]
-        if not affine or affine[0].parameter.rpartition(".")[2] in ("running_mean", "running_var"):
+        out, first = operator.outputs[0], 2 if operator.name in _OVER_LAST else 1
+        given = operator.args[first : first + 2]
+        weight, bias = (value if isinstance(value, Info) else None for value in (*given, None, None)[:2])
+        if weight is None and bias is None:
             return
-        weight = affine[0]
-        if not weight.labels or weight.labels[-1] is None:
+        dim = len(out.shape) - 1 if first == 2 else 1
+        labels = out.labels[dim]
+        if labels is None:
             return
-        last = operator.name in ("aten.native_layer_norm", "aten._fused_rms_norm", "aten.rms_norm")
-        dim = len(out.shape) - 1 if last else 1
-        if out.labels[dim] is None or len(out.labels[dim]) != len(weight.labels[-1]):  # type: ignore[arg-type]
-            return
-        masked = self.zero(weight, len(weight.shape) - 1)
-        state = self._state(out)
+        state, none = self._state(out), np.zeros(len(labels), dtype=bool)
+        masked = self._zero_at_the_end(weight, len(labels)) if weight is not None else none
         state.dead[dim] = self.dead(out, dim) | masked
-        shift = (
-            affine[1] if len(affine) > 1 and not affine[1].parameter.endswith(("running_mean", "running_var")) else None
-        )
-        state.zero[dim] = masked & self.zero(shift, len(shift.shape) - 1) if shift is not None else masked
+        state.zero[dim] = masked if bias is None else masked & self._zero_at_the_end(bias, len(labels))
+
+    def _zero_at_the_end(self, info: Info, size: int) -> Array:
+        labels = info.labels[-1]
+        if labels is None or len(labels) != size:
+            return np.zeros(size, dtype=bool)
+        return self.zero(info, len(info.shape) - 1)
 
     def _transpose(self, operator: Operator) -> None:
         source, out = operator.inputs[0], operator.outputs[0]

@@ -100,7 +100,7 @@ def group_norm(call: Call) -> list[MaybeLabels]:
         call.inexact(channels, _ACROSS)
         return list(x.labels)
     group, inner = call.fresh(groups), call.fresh(len(channels) // groups)
-    call.trace.labels.prefer(group)  # whole groups go exactly; channels in a group share statistics
+    call.trace.labels.prefer(group, heads=False)  # whole groups go exactly; channels in a group share statistics
     call.inexact(inner, _ACROSS)
     call.trace.labels.relate(channels, group, inner, call.because("group norm"))
     call.size_of("num_groups", group)
