@@ -12,6 +12,7 @@ from torch import nn
 from nni_plugins.channels.flexible import exchange
 from nni_plugins.channels.plan import Plan
 from nni_plugins.channels.skeleton import layout_of, resized
+from nni_plugins.channels.stand_in import stand_in
 
 
 class Compaction:
@@ -35,6 +36,9 @@ class Compaction:
         ``{module: {attribute: new value}}``, after :meth:`apply`.
     flexible
         Names of modules that got a forward of flexible width.
+    blocks
+        By name of each module that is gone, what stands in for it, as plain data. Its parameters stay as they are, for
+        whoever still holds them.
     """
 
     def __init__(self, model: nn.Module, plan: Plan, skip: Collection[str] = ()) -> None:
@@ -43,7 +47,9 @@ class Compaction:
         self.plan = plan
         self.sizes: dict[str, dict[str, Any]] = {}
         self.flexible: list[str] = []
+        self.blocks: dict[str, Any] = {}
         self._exchanged: list[Callable[[], None]] = []
+        self._removed: list[Callable[[], None]] = []
         self._tensors: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]] = []
         self._attributes: list[tuple[nn.Module, str, Any]] = []
         self._modules = dict(model.named_modules())
@@ -51,6 +57,8 @@ class Compaction:
     def apply(self) -> None:
         """Remove."""
         tensors = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
+        self.blocks = {name: r for name, r in self.plan.stand_ins().items() if name not in self._skip}
+        self._remove()
         for name in self.plan.flexible():
             if name not in self._skip:
                 self._exchanged.append(exchange(self._modules[name]))
@@ -71,6 +79,13 @@ class Compaction:
             setattr(owner, attribute, value)
             self.sizes.setdefault(module, {})[attribute] = value
 
+    def _remove(self) -> None:
+        self._removed += [stand_in(self._modules[name], result) for name, result in self.blocks.items()]
+
+    def _bring_back(self) -> None:
+        while self._removed:
+            self._removed.pop()()
+
     @contextmanager
     def suspended(self) -> Iterator[None]:
         """Put everything back for the time being."""
@@ -79,9 +94,11 @@ class Compaction:
         for owner, attribute, value in reversed(self._attributes):
             setattr(owner, attribute, value)
         _put(self._tensors)
+        self._bring_back()
         try:
             yield
         finally:
+            self._remove()
             _put(small)
             for owner, attribute, value in values:
                 setattr(owner, attribute, value)
@@ -93,11 +110,13 @@ class Compaction:
         for take_back in self._exchanged:
             take_back()
         _put(self._tensors)
+        self._bring_back()
         self._exchanged.clear()
         self._attributes.clear()
         self._tensors.clear()
         self.flexible.clear()
         self.sizes.clear()
+        self.blocks = {}
 
 
 def _put(tensors: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]) -> None:
