@@ -18,8 +18,8 @@ class StandIn(nn.Module):
     """In place of a removed module: it has no parameters, and takes any arguments.
 
     What it returns is plain data: ``{'pass': path}`` an argument, ``{'zeros': path, 'shape': sizes}`` zeros like an
-    argument (a size is a number, or a dimension of an argument and the windows that were slid along it), ``{'object':
-    path}`` an object that it is given, ``{'plain': value}``, and ``{'tuple': [...]}``, ``{'list': [...]}`` and
+    argument (a size is the name of an attribute, or a dimension of an argument and the windows that were slid along
+    it), ``{'object': path}`` an object that it is given, ``{'plain': value}``, and ``{'tuple': [...]}``, ``{'list': [...]}`` and
     ``{'dict': {...}}`` of these. A path is a position or a keyword, and then places in what is nested there.
     """
 
@@ -47,8 +47,8 @@ class StandIn(nn.Module):
         return result["plain"]
 
     def _size(self, size: Any, args: tuple, kwargs: dict[str, Any]) -> int:
-        if isinstance(size, int):
-            return size
+        if isinstance(size, str):
+            return int(getattr(self, size))
         path, dim, windows = size
         length: int = self._given(path, args, kwargs).shape[dim]
         for kernel, stride, padding, dilation, over in windows:
@@ -101,7 +101,8 @@ def stand_in(module: nn.Module, result: Mapping[str, Any]) -> Callable[[], None]
     for key in _HOOKS:
         kept[key] = type(own[key])((i, hook) for i, hook in own[key].items() if not _is_of(hook, module))
     kept["training"] = own["training"]
-    kept["_stand_in_result"], kept["_stand_in_names"] = dict(result), _argument_names(module)
+    kept["_stand_in_result"] = _with_attributes(dict(result), kept)
+    kept["_stand_in_names"] = _argument_names(module)
     module.__class__ = Passing if _passes(result) else Nothing
     module.__dict__.clear()
     nn.Module.__init__(module)
@@ -115,6 +116,20 @@ def stand_in(module: nn.Module, result: Mapping[str, Any]) -> Callable[[], None]
         module.__dict__.update(own)
 
     return take_back
+
+
+def _with_attributes(result: Any, attributes: dict[str, Any]) -> Any:
+    """Turn numbers in shapes into attributes, so that a later speedup finds them when what they count shrinks."""
+    if isinstance(result, dict) and "zeros" in result:
+        shape = list(result["shape"])
+        for place, size in enumerate(shape):
+            if isinstance(size, int):
+                name = f"_stand_in_size_{sum(key.startswith('_stand_in_size_') for key in attributes)}"
+                attributes[name], shape[place] = size, name
+        return {**result, "shape": shape}
+    if isinstance(result, dict):
+        return {key: _with_attributes(item, attributes) for key, item in result.items()}
+    return [_with_attributes(item, attributes) for item in result] if isinstance(result, list) else result
 
 
 def _passes(result: Any) -> bool:

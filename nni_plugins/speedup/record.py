@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from nni_plugins.channels.flexible import exchange
+from nni_plugins.channels.stand_in import stand_in
 
 if TYPE_CHECKING:
     from nni_plugins.speedup.compact import Compaction
@@ -19,13 +20,13 @@ _ATTRIBUTE = "_nni_plugins_record"
 def attach(
     model: nn.Module, compaction: Compaction, added: list[str], replaced: Mapping[str, Mapping[str, Any]] | None = None
 ) -> None:
-    """Keep with ``model`` which indices it kept, which attributes changed and which biases were added.
+    """Keep with ``model`` which indices it kept, which attributes changed, and which biases were added and modules gone.
 
     ``replaced`` are attributes that replacers changed.
 
     A model that was compacted before gets the two steps joined into one: indices always count in the first model.
     """
-    earlier: dict[str, Any] = {"slices": {}, "shapes": {}, "sizes": {}, "added": [], "flexible": []}
+    earlier: dict[str, Any] = {"slices": {}, "shapes": {}, "sizes": {}, "added": [], "flexible": [], "blocks": {}}
     earlier |= getattr(model, _ATTRIBUTE, None) or {}
     graph = compaction.plan.graph
     slices = {name: dict(dims) for name, dims in earlier["slices"].items()}
@@ -47,6 +48,7 @@ def attach(
         "sizes": sizes,
         "added": [*earlier["added"], *added],
         "flexible": [*earlier["flexible"], *compaction.flexible],
+        "blocks": {**earlier["blocks"], **compaction.blocks},
     }
     for name in record["added"]:
         record["shapes"].pop(name, None)
@@ -59,7 +61,7 @@ def record_of(model: nn.Module) -> dict[str, Any] | None:
 
 
 def restore(model: nn.Module, record: dict[str, Any]) -> None:
-    """Give a freshly built model what a record says: flexible forwards, shapes, attributes and added biases."""
+    """Give a freshly built model what a record says: flexible forwards, shapes, attributes, biases and stand-ins."""
     for name in record.get("flexible", []):
         exchange(model.get_submodule(name))
     tensors: dict[str, torch.Tensor] = dict(model.named_parameters()) | dict(model.named_buffers())
@@ -67,14 +69,22 @@ def restore(model: nn.Module, record: dict[str, Any]) -> None:
         tensor = tensors[name]
         for dim, kept in dims.items():
             tensor.data = tensor.data.index_select(dim, kept.to(tensor.device))
-    for module, values in record["sizes"].items():
-        owner = model.get_submodule(module)
-        for attribute, value in values.items():
-            setattr(owner, attribute, tuple(value) if isinstance(value, list) else value)
+    _resize(model, record["sizes"])
     for name in record["added"]:
         module, _, attribute = name.rpartition(".")
         owner = model.get_submodule(module)
         weight: Any = owner.weight
         rows = owner.out_channels if hasattr(owner, "out_channels") else weight.shape[0]
         setattr(owner, attribute, nn.Parameter(torch.zeros(rows, dtype=weight.dtype, device=weight.device)))  # type: ignore[arg-type]
+    blocks = record.get("blocks", {})
+    for name, result in blocks.items():
+        stand_in(model.get_submodule(name), result)
+    _resize(model, {name: values for name, values in record["sizes"].items() if name in blocks})
     setattr(model, _ATTRIBUTE, record)
+
+
+def _resize(model: nn.Module, sizes: Mapping[str, Mapping[str, Any]]) -> None:
+    for module, values in sizes.items():
+        owner = model.get_submodule(module)
+        for attribute, value in values.items():
+            setattr(owner, attribute, tuple(value) if isinstance(value, list) else value)

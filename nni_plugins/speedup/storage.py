@@ -23,8 +23,8 @@ from torch import nn
 from nni_plugins.speedup.record import record_of, restore
 
 FORMAT = "nni-plugins compact model"
-VERSION = 2
-_READS = ("1", "2")  # 1 had no modules with a forward of flexible width
+VERSION = 3
+_READS = ("1", "2", "3")  # 1 had no modules with a forward of flexible width, 2 none that were removed
 _PLAN = "plan/"
 _BITS = "bits/"
 
@@ -106,6 +106,7 @@ def save_compact(compact: nn.Module, path: str | Path) -> SavedFile:
         "sizes": json.dumps(record["sizes"]),
         "added": json.dumps(record["added"]),
         "flexible": json.dumps(record["flexible"]),
+        "blocks": json.dumps(record["blocks"]),
         "sparse": json.dumps(sparse),
     }
     text["checksum"] = _checksum(tensors, text)
@@ -156,6 +157,7 @@ def load_compact(path: str | Path, build_model: Callable[[], nn.Module], *, devi
         if not name.startswith(_BITS)
     }
     record = {key: json.loads(text.get(key, "[]")) for key in ("sizes", "added", "flexible")}
+    record["blocks"] = json.loads(text.get("blocks", "{}"))
     restore(model, {"slices": slices, "shapes": shapes, **record})
     _fill(model.to(device), state, path)
     return model.eval()
