@@ -10,12 +10,16 @@ from torch import nn
 from nni_plugins.channels.watch import as_arguments, map_tensors
 
 _BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
+_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
 
 
 def draw(model: nn.Module, seed: int = 0) -> None:
     """Draw anew what is constant in a freshly built model: norm scales, biases, LayerScales and heads that are zero."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, _NORMS) and module.weight is not None:
+                module.weight.fill_(1)
         for parameter in model.parameters():
             _draw(parameter, generator)
 
