@@ -160,8 +160,8 @@ class Trace:
         if name:
             if name not in self.parameters:
                 self.parameters[name] = [self.labels.fresh(size) if size > 1 else None for size in shape]
-            info = Info(shape, self.parameters[name], zero=True, parameter=name, dtype=tensor.dtype)
-            info = Info(shape, self.parameters[name], zero=name not in self._buffers, parameter=name)
+            masked = name not in self._buffers
+            info = Info(shape, self.parameters[name], zero=masked, parameter=name, dtype=tensor.dtype)
         else:  # where it comes from was not seen: unless the model holds it, it may depend on the input
             info = Info(shape, [None] * len(shape), dynamic=id(tensor) not in self._constants, dtype=tensor.dtype)
         self._remember(tensor, info)
@@ -173,10 +173,11 @@ class Trace:
         newer = [write for write in writes if write.made > known.made and not _apart(write, known)]
         if not newer:
             return known
-        for labels in known.labels:
-            self.labels.freeze(labels, Cause("", "", "a part of it is written in place"))
-        place = len(self.operators)
-        info = Info(known.shape, known.labels, True, parameter=known.parameter, made=place, dtype=known.dtype)
+        if not all(_within(write, known) for write in newer):
+            for labels in known.labels:
+                self.labels.freeze(labels, Cause("", "", "a part of it is written in place"))
+        place, zero = len(self.operators), known.zero and all(write.zero for write in newer)
+        info = Info(known.shape, known.labels, True, zero, known.parameter, made=place, dtype=known.dtype)
         self.written.append(Written(place, info, known, newer))
         self._remember(tensor, info)
         return info
@@ -340,6 +341,14 @@ def _apart(a: Info, b: Info) -> bool:
     """Whether two views of one tensor share nothing: along some dimension, none of their labels."""
     return len(a.shape) == len(b.shape) and any(
         x is not None and y is not None and not np.isin(x, y).any() for x, y in zip(a.labels, b.labels, strict=True)
+    )
+
+
+def _within(part: Info, whole: Info) -> bool:
+    """Whether a view has labels of every labelled dimension of ``whole``, so that it is known which part it is."""
+    return all(
+        labels is None or any(own is not None and np.isin(own, labels).all() for own in part.labels)
+        for labels in whole.labels
     )
 
 

@@ -40,8 +40,8 @@ _MOVES = frozenset(
     f"aten.{name}"
     for name in (
         "view _unsafe_view reshape _reshape_alias transpose permute t expand repeat unsqueeze squeeze clone detach "
-        "alias _to_copy contiguous split split_with_sizes unsafe_split chunk unbind select slice cat stack flip roll index "
-        "index_select gather unfold im2col pixel_shuffle pixel_unshuffle channel_shuffle"
+        "alias _to_copy contiguous split split_with_sizes unsafe_split chunk unbind select slice cat stack flip roll "
+        "index index_select gather unfold im2col pixel_shuffle pixel_unshuffle channel_shuffle"
     ).split()
 )
 _ZEROS = frozenset(["aten.zeros_like", "aten.zero", "aten.new_zeros", "aten.zeros"])
