@@ -173,7 +173,7 @@ class _Finder:
         """Return what goes with a block; or if it cannot go, why."""
         if shared:
             return Removal(), f"{min(shared)} is used elsewhere, too"
-        removal = self.remover.removed(change)
+        removal = self.remover.removed(change, [name])
         if removal.holds(name):
             return removal, ""
         try:
@@ -282,7 +282,7 @@ def removal_of(graph: ChannelGraph, names: Sequence[str]) -> Removal:
     change = remover.needs.without(passed_on(remover.needs, plain, known))
     if not remover.needs.depends_on_input(change):
         raise ValueError(f"nothing of the model's input would reach its output without {', '.join(names)}; keep one")
-    removal = remover.removed(change)
+    removal = remover.removed(change, names)
     asleep = [block for block in blocks if block.sibling and not removal.holds(block.name)]
     for block in asleep:
         spans = remover.spans[block.sibling]

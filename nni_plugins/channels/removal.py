@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from nni_plugins.channels.groups import ChannelGroup
 
 from nni_plugins.channels.call import Argument, Info, Operator, Path, Span, Written
 from nni_plugins.channels.labels import Array
@@ -86,6 +89,10 @@ class Removal:
             module = module.rpartition(".")[0]
         return False
 
+    def takes(self, group: ChannelGroup) -> bool:
+        """Whether all that a group reaches goes, so that it is nothing to ask about."""
+        return bool(self.parameters) and all(member.name in self.parameters for member in group.members)
+
     def stand_ins(self, count: Callable[[Array], int]) -> dict[str, Any]:
         """Return, as plain data, what stands in for each module; ``count`` says how many of some labels are kept."""
         return {name: _plain(result, count) for name, result in self.modules.items()}
@@ -133,16 +140,18 @@ class Remover:
         found = set().union(*(self.below(module) for module in modules))
         return frozenset(name for name in found if all(is_below(alias, places) for alias in self._known_as(name)))
 
-    def removed(self, change: Change) -> Removal:
-        """Return what goes after a change: outermost modules that nobody needs any more."""
+    def removed(self, change: Change, named: Collection[str] = ()) -> Removal:
+        """Return what goes after a change: outermost modules that nobody needs any more, none that is above ``named``.
+        """
         idle = change.idle | ~self.needs.needed
         busy, was_needed = np.append(0, np.cumsum(~idle)), np.append(0, np.cumsum(change.idle))
+        above = {outer for name in named for outer in _above(name)}
         modules: dict[str, Any] = {}
         operators = np.zeros(len(idle), dtype=bool)
         owners = [name for name in self._owners(np.flatnonzero(change.idle)) if name in self.spans]
         for name in sorted(owners, key=lambda name: (name.count("."), self.spans[name][0].start, name)):
             spans = self.spans[name]
-            if is_below(name, modules) or any(busy[s.end] > busy[s.start] for s in spans):
+            if name in above or is_below(name, modules) or any(busy[s.end] > busy[s.start] for s in spans):
                 continue
             if not any(was_needed[s.end] > was_needed[s.start] for s in spans):
                 continue
@@ -265,6 +274,11 @@ def leaves(result: Any) -> Iterator[Info]:
     elif isinstance(result, dict):
         for item in result.values():
             yield from leaves(item)
+
+
+def _above(name: str) -> Iterator[str]:
+    while name := name.rpartition(".")[0]:
+        yield name
 
 
 def is_below(name: str, places: Collection[str]) -> bool:

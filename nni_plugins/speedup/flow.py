@@ -99,6 +99,14 @@ class Flow:
         assert value is not None
         return value
 
+    def all_zero(self, info: Info) -> bool:
+        """Whether ``info`` is zero everywhere."""
+        return any(zero is not None and len(zero) > 0 and bool(zero.all()) for zero in self._state(info).zero)
+
+    def masked_whole(self) -> set[str]:
+        """The parameters of which nothing is left."""
+        return {name for name, alive in self._alive.items() if not alive.any()}
+
     def source(self, info: Info) -> str | None:
         """The parameter that ``info`` is, seen from another side."""
         return self._sources.get(id(info))

@@ -15,11 +15,14 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from nni_plugins.channels.blocks import removal_of
 from nni_plugins.channels.call import Contraction, Operator
 from nni_plugins.channels.graph import ChannelGraph, ChannelGroup, Member
 from nni_plugins.channels.labels import Array
 from nni_plugins.channels.plan import Plan
+from nni_plugins.channels.removal import Removal
 from nni_plugins.speedup.flow import Flow, Masks
+from nni_plugins.speedup.whole import masked_blocks
 
 
 @dataclass(frozen=True)
@@ -69,15 +72,19 @@ class MaskInference:
         for labels in stay:
             self._needed[self._classes[labels]] = True
         self._uses = Counter(op.module for op in graph.trace.operators for c in op.contractions if c.weight)
+        self._removal = Removal()
         self.folds: list[Fold] = []
 
     def plan(self) -> Plan:
         """Return the plan, and set :attr:`folds`."""
         self._flow.run()
+        blocks = masked_blocks(self._graph, self._flow, exact_only=self._exact_only)
+        self._removal = removal_of(self._graph, blocks)
         removable = [g for g in self._graph.groups if g.prunable and (g.exact or not self._exact_only)]
+        removable = [g for g in removable if not self._removal.takes(g)]
         constants = self._find_needed(removable)
         kept = {group.name: self._needed[group.classes] for group in removable}
-        plan = Plan(self._graph, kept)
+        plan = Plan(self._graph, kept, blocks)
         for operator, contraction, left_behind in constants:
             labels = contraction.left.labels[contraction.left_dim]
             assert labels is not None
@@ -90,6 +97,8 @@ class MaskInference:
         """Return ``{group: a line}`` where units of ``plan`` stay although all that produces them is masked."""
         lines = {}
         for group in self._graph.groups:
+            if plan.removal.takes(group):
+                continue
             weights_of = [m for m in group.producers if len(self._graph.shapes[m.name]) > 1]
             rows = [self._masked_units(member) for member in weights_of]
             weights = [row for row in rows if row is not None]
@@ -129,11 +138,12 @@ class MaskInference:
         Returned are the contractions that read units which do not depend on the input, and which of them: where these
         go, they leave a constant behind.
         """
+        gone = {id(self._graph.trace.operators[place]) for place in np.flatnonzero(self._removal.operators).tolist()}
         stays = np.ones(len(self._needed), dtype=bool)
         for group in removable:
             stays[group.classes] = False
         self._needed |= stays
-        contractions = [(op, c) for op in self._useful() for c in op.contractions]
+        contractions = [(op, c) for op in self._useful() for c in op.contractions if id(op) not in gone]
         rows: dict[int, Array] = {}
         constants: dict[int, Array] = {}
         while True:
