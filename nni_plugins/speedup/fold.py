@@ -7,6 +7,7 @@ convolution breaks that at the border, and the report says so.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import nn
 from nni_plugins.channels.call import output_tensors
 from nni_plugins.channels.labels import Array
 from nni_plugins.channels.plan import Plan
+from nni_plugins.channels.replay import plain_name
 from nni_plugins.channels.rules.registry import rule_for
 from nni_plugins.channels.watch import run_recorded
 from nni_plugins.speedup.infer import Fold
@@ -57,26 +59,29 @@ def measure(model: nn.Module, dummy_input: Any, plan: Plan, folds: list[Fold]) -
         return [], []
     wanted: dict[tuple[str, str], list[Fold]] = {}
     for fold in folds:
-        wanted.setdefault((fold.operator.module, fold.operator.name), []).append(fold)
+        wanted.setdefault((fold.operator.module, plain_name(fold.operator.name)), []).append(fold)
     out: list[FoldedBias] = []
     uneven: list[Array] = []
 
     def look(func: Any, args: tuple, kwargs: dict, result: Any, module: str) -> None:
-        for fold in wanted.pop((module, rule_for(func)[0]), []):
-            tensors = output_tensors((args, kwargs))
-            value = tensors[fold.operator.inputs.index(fold.contraction.left)]
-            folded, stays = _fold(model, plan, fold, value)
+        for fold in wanted.pop((module, plain_name(rule_for(func)[0])), []):
+            tensors, inputs = output_tensors((args, kwargs)), fold.operator.inputs
+            # counted from the end: with real strides a product may come without its bias, which is added after it
+            folded, stays = _fold(model, plan, fold, tensors[inputs.index(fold.contraction.left) - len(inputs)])
             out.append(folded)
-            labels = fold.contraction.left.labels[fold.contraction.left_dim]
-            assert labels is not None
             if stays.any():
-                uneven.append(labels[fold.units[stays]])
+                uneven.append(_labels(fold)[fold.units[stays]])
 
     run_recorded(model, dummy_input, look, data="real")
-    if wanted:
-        module, operator = next(iter(wanted))
-        raise RuntimeError(f"{operator} in {module or 'the model'} was watched, but does not run on real tensors")
+    for fold in itertools.chain(*wanted.values()):  # with masks, it is another way that the forward takes
+        uneven.append(_labels(fold)[fold.units])
     return out, uneven
+
+
+def _labels(fold: Fold) -> Array:
+    labels = fold.contraction.left.labels[fold.contraction.left_dim]
+    assert labels is not None
+    return labels
 
 
 def _fold(model: nn.Module, plan: Plan, fold: Fold, value: torch.Tensor) -> tuple[FoldedBias, Array]:
@@ -133,7 +138,7 @@ def apply(model: nn.Module, folded: list[FoldedBias]) -> Applied:
             delta = item.delta.to(weight)
             if isinstance(bias, nn.Parameter):
                 done.before.append((bias, bias.detach().clone()))
-                bias.add_(delta)
+                bias.data.add_(delta)
             else:
                 module.bias = nn.Parameter(delta.clone(), requires_grad=weight.requires_grad)
                 done.added.append(f"{item.module}.bias" if item.module else "bias")

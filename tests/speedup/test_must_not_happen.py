@@ -590,3 +590,35 @@ def test_masks_that_mask_nothing_change_nothing(masks):
 @pytest.mark.parametrize("model", [nn.ReLU(), nn.Conv2d(3, 8, 1), nn.Flatten()])
 def test_models_without_anything_to_prune_pass_through(model):
     assert ModelSpeedup(model, X, {}).speedup_model() is model
+
+
+class Switch(nn.Module):
+    """Which layer reads ``b`` is chosen by a value, that masks change."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c, self.d = nn.Linear(6, 2), nn.Linear(6, 8), nn.Linear(8, 3), nn.Linear(8, 3)
+
+    def forward(self, x):
+        y = F.relu(self.b(x))
+        return (self.c if float(self.a(x).abs().sum()) > 0 else self.d)(y)
+
+
+def test_masks_that_send_the_forward_another_way_leave_a_working_model():
+    """The constant that ``b`` leaves behind was to go into a layer that the masked model does not call."""
+    model, x = Switch(), torch.randn(4, 6)
+    masks = rows(model, {"a": [0, 1], "b": [0, 1, 2]})
+    del masks["b"]["bias"]
+    report = speed_up(model, masks, x).report
+    assert model.b.out_features == 8
+    assert report.put_back
+
+
+def test_folds_into_parameters_made_in_inference_mode():
+    with torch.inference_mode():
+        model = plain().eval()
+    mask = torch.ones(8, 3, 3, 3)
+    mask[:3] = 0
+    with torch.no_grad():
+        speed_up(model, {"0": {"weight": mask}})
+    assert model[0].out_channels == 5
