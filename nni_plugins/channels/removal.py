@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from nni_plugins.channels.groups import ChannelGroup
-
 from nni_plugins.channels.call import Argument, Info, Operator, Path, Span, Written
 from nni_plugins.channels.labels import Array
 from nni_plugins.channels.needs import Change, Needs
 from nni_plugins.channels.values import ZERO, Same
 from nni_plugins.channels.windows import Window, window_of
+
+if TYPE_CHECKING:
+    from nni_plugins.channels.groups import ChannelGroup
 
 
 @dataclass(frozen=True)
@@ -141,8 +141,7 @@ class Remover:
         return frozenset(name for name in found if all(is_below(alias, places) for alias in self._known_as(name)))
 
     def removed(self, change: Change, named: Collection[str] = ()) -> Removal:
-        """Return what goes after a change: outermost modules that nobody needs any more, none that is above ``named``.
-        """
+        """Return what goes after a change: outermost modules that nobody needs now, but none above those ``named``."""
         idle = change.idle | ~self.needs.needed
         busy, was_needed = np.append(0, np.cumsum(~idle)), np.append(0, np.cumsum(change.idle))
         above = {outer for name in named for outer in _above(name)}
