@@ -53,6 +53,8 @@ ROWS = {
     "softplus": (nn.Softplus(), 8, 8),
     "mish": (nn.Mish(), 8, 8),
     "dropout": (nn.Dropout(0.5), 8, 8),
+    "an operator of numbers alone": (Call(lambda self, x: x / torch.div(16, 4, rounding_mode="trunc")), 8, 8),
+    "filled with a tensor": (Call(lambda self, x: x + torch.empty(1).fill_(torch.tensor(2.0))), 8, 8),
     "prelu, one a channel": (nn.PReLU(8), 8, 8),
     "prelu, one for all": (nn.PReLU(), 8, 8),
     "batch norm": (nn.BatchNorm2d(8), 8, 8),

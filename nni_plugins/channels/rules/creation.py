@@ -38,9 +38,13 @@ def like(call: Call) -> list[MaybeLabels]:
     return list(call.inputs[0].labels)
 
 
+def _is_zero(value: object) -> bool:
+    return isinstance(value, (int, float, complex)) and value == 0  # not a tensor: that may hold anything
+
+
 @rule("aten.fill", "aten.full_like")
 def fill(call: Call) -> list[MaybeLabels]:
-    call.zero = call.value(1, "value", call.value(1, "fill_value")) == 0
+    call.zero = _is_zero(call.value(1, "value", call.value(1, "fill_value")))
     return list(call.inputs[0].labels)
 
 
@@ -52,7 +56,7 @@ def constant(call: Call) -> list[MaybeLabels]:
     """A tensor of one repeated value: any of its dimensions may shrink with what it meets."""
     name = call.cause.operator
     if name in ("aten.full", "aten.new_full"):
-        call.zero = call.value(1 if name == "aten.full" else 2, "fill_value") == 0
+        call.zero = _is_zero(call.value(1 if name == "aten.full" else 2, "fill_value"))
     else:
         call.zero = "zero" in name
     return [call.fresh(size) if size > 1 else None for size in call.shape()]

@@ -69,7 +69,10 @@ def pointwise(call: Call) -> list[MaybeLabels]:
 
 
 def _zeros(call: Call, short: str) -> list[bool]:
-    first, shape = call.inputs[0], call.shape()
+    shape = call.shape()
+    if not call.inputs:
+        return [False] * len(shape)  # of numbers alone: torch.div(16, 4, rounding_mode='trunc')
+    first = call.inputs[0]
     if short in ("mul", "multiply"):
         return zeros_of_a_product(call.inputs, shape)
     if short in ("div", "divide", "true_divide"):
