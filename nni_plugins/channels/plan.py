@@ -72,6 +72,12 @@ class Plan:
         """How many units each group that loses some keeps."""
         return {name: len(units) for name, units in self.kept.items()}
 
+    @property
+    def exact(self) -> bool:
+        """Whether what goes is the same as masked."""
+        groups = all(self.graph.group(name).exact for name in self.kept)
+        return groups and all(self.graph.block(name).exact for name in self.blocks)
+
     def keeps(self, labels: Array) -> Array:
         """Return, as bool, which of ``labels`` are kept."""
         return self._keep[self.graph.solution.classes[labels]]

@@ -291,7 +291,7 @@ class ModelSpeedup(NniModelSpeedup):
         if not self.report.inexact:
             return True
         plan = step.compaction.plan
-        if not all(plan.graph.group(name).exact for name in plan.kept) or step.replacement is not None:
+        if not plan.exact or step.replacement is not None:
             return False  # that removing is not masking was asked for, or others did a part of it
         fold.remove(self.bound_model, step.folded)
         bare = outputs_of(self.bound_model, inputs)
@@ -301,16 +301,20 @@ class ModelSpeedup(NniModelSpeedup):
         return largest_error(bare, wanted)[1] > limit
 
     def _put_wrong_ones_back(self, step: _Step, inputs: Any, expected: list[torch.Tensor]) -> None:
-        """Right shapes can hide a wrong model: find the groups that make it so by halving, and put them back."""
+        """Right shapes can hide a wrong model: find the groups and blocks that make it so by halving; put them back."""
         whole = step.compaction.plan.graph
+        blocks = {f"block {name}": name for name in step.compaction.plan.blocks}
 
         def wrong_without(frozen: Sequence[str]) -> bool:
             step.undo()
-            labels = [(whole.labels_of(name), Cause(name, "", "the outputs differ")) for name in frozen]
-            step.become(self._compact(whole.without(labels) if labels else whole))
+            labels = [
+                (whole.labels_of(name), Cause(name, "", "the outputs differ")) for name in frozen if name not in blocks
+            ]
+            graph = whole.without_blocks({blocks[name]: "the outputs differ" for name in frozen if name in blocks})
+            step.become(self._compact(graph.without(labels) if labels else graph))
             return self._wrong(step, inputs, expected)
 
-        names = list(step.compaction.plan.kept)
+        names = [*step.compaction.plan.kept, *blocks]
 
         def wrong_among(suspects: list[str]) -> list[str]:
             if not wrong_without([n for n in names if n not in suspects]):
@@ -349,6 +353,7 @@ class ModelSpeedup(NniModelSpeedup):
         report.macs_after = after.macs
         report.params_after = sum(p.numel() for p in self.bound_model.parameters())
         report.removed = {name: (len(k), self.plan.graph.group(name).size) for name, k in self.plan.kept.items()}
+        report.removed_blocks = list(self.plan.blocks)
         report.frozen = [f"{f.size} channels: {f.reason} ({f.operator or 'unused'} in {f.module or 'the model'})"
                          for f in self.plan.graph.frozen]  # fmt: skip
 
@@ -393,4 +398,6 @@ class _Step:
 
 def _inexact(plan: Plan, constants: list[fold.FoldedBias]) -> list[str]:
     lines = [f"{name}: {plan.graph.group(name).reason}" for name in plan.kept if not plan.graph.group(name).exact]
+    blocks = [plan.graph.block(name) for name in plan.blocks]
+    lines += [f"block {block.name}: {block.reason}" for block in blocks if not block.exact]
     return lines + [f"{c.module}: {c.why}" for c in constants if not c.exact]

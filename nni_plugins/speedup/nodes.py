@@ -32,7 +32,7 @@ def build_nodes(plan: Plan, model: nn.Module, masks: dict[str, torch.Tensor]) ->
 
     for call in plan.graph.trace.calls:
         module = modules.get(call.module)
-        if module is None or not call.outputs:
+        if module is None or not call.outputs or plan.removal.holds(call.module):
             continue
         node = graph.call_module(call.module, tuple(node_of(info) for info in call.inputs))
         info = infos[node] = NodeInfo(node)

@@ -23,6 +23,8 @@ class SpeedupReport:
         ``max_error`` over the largest absolute value of the masked model's output.
     removed
         ``{group: (kept, size)}``.
+    removed_blocks
+        Names of the modules that went as a whole.
     frozen
         What could not be pruned and why, a line each.
     stayed
@@ -42,6 +44,7 @@ class SpeedupReport:
     max_error: float | None = None
     relative_error: float | None = None
     removed: dict[str, tuple[int, int]] = field(default_factory=dict)
+    removed_blocks: list[str] = field(default_factory=list)
     frozen: list[str] = field(default_factory=list)
     stayed: list[str] = field(default_factory=list)
     put_back: list[str] = field(default_factory=list)
@@ -61,6 +64,8 @@ class SpeedupReport:
         if self.max_error is not None:
             relative = f", {self.relative_error:.1e} of the output's size" if self.relative_error is not None else ""
             lines.append(f"largest error against the masked model: {self.max_error:.1e}{relative}")
+        if self.removed_blocks:
+            lines.append(f"removed as a whole: {', '.join(self.removed_blocks)}")
         lines += [f"masked, but stays: {line}" for line in self.stayed]
         lines += [f"put back: {line}" for line in self.put_back]
         lines += [f"not exact: {line}" for line in self.inexact]
