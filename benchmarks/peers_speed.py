@@ -12,9 +12,10 @@ the time. Memory is the largest resident size of the process less what it was be
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import json
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -56,16 +57,19 @@ def ours(name: str) -> dict[str, float]:
     masks = Plan(graph, kept).masks(model)
     before = sum(p.numel() for p in model.parameters())
     del graph, kept
-    speedup = ModelSpeedup(model, x, masks)
+    memory = Memory()
     start = time.perf_counter()
+    speedup = ModelSpeedup(model, x, masks)
     compact = speedup.speedup_model()
     whole = time.perf_counter() - start
+    peak = memory.peak_mib()
     proof = speedup.report.seconds["proof"]
     with torch.no_grad():
         compact(**x) if isinstance(x, dict) else compact(x)
     kept_share = sum(p.numel() for p in compact.parameters()) / before
     steps = {f"{step}_s": value for step, value in speedup.report.seconds.items()}
-    return {"seconds": whole - proof, "params_kept": kept_share, "error": speedup.report.relative_error or 0.0, **steps}
+    error = speedup.report.relative_error
+    return {"seconds": whole - proof, "peak_mib": peak, "params_kept": kept_share, "error": error, **steps}
 
 
 def peer(name: str) -> dict[str, float]:
@@ -79,6 +83,7 @@ def peer(name: str) -> dict[str, float]:
         if name == "bert_base" and module.__class__.__name__ == "BertSelfAttention":
             heads |= {getattr(module, part): module.num_attention_heads for part in ("query", "key", "value")}
     last = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m.out_features in (1000, 2)]
+    memory = Memory()
     start = time.perf_counter()
     pruner = tp.pruner.MetaPruner(
         model,
@@ -93,12 +98,28 @@ def peer(name: str) -> dict[str, float]:
     )
     pruner.step()
     seconds = time.perf_counter() - start
-    return {"seconds": seconds, "params_kept": sum(p.numel() for p in model.parameters()) / before}
+    peak = memory.peak_mib()
+    return {"seconds": seconds, "peak_mib": peak, "params_kept": sum(p.numel() for p in model.parameters()) / before}
 
 
-def resident() -> int:
-    """Bytes now resident."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+class Memory:
+    """The largest resident size of this process from now on, less what it is now (Linux only)."""
+
+    def __init__(self) -> None:
+        gc.collect()
+        self._libc.malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+        self._before = self._status("VmRSS")
+
+    _libc = ctypes.CDLL(None)
+
+    @staticmethod
+    def _status(key: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line.split()[1] for line in lines if line.startswith(key)))
+
+    def peak_mib(self) -> float:
+        return (self._status("VmHWM") - self._before) / 1024
 
 
 def work(tool: str, name: str, threads: int) -> None:
@@ -110,13 +131,9 @@ def work(tool: str, name: str, threads: int) -> None:
         import nni_plugins.speedup.model_speedup  # noqa: F401
     else:
         import torch_pruning  # noqa: F401
-    small = "resnet18"
-    {"ours": ours, "peer": peer}[tool](small if name == "bert_base" else name)
-    before = resident()
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-    figures = {"ours": ours, "peer": peer}[tool](name)
-    peak = int(next(line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line))
-    print(json.dumps({**figures, "peak_mib": (peak * 1024 - before) / 2**20}))
+    prune = {"ours": ours, "peer": peer}[tool]
+    prune(name)
+    print(json.dumps(prune(name)))
 
 
 def main() -> None:

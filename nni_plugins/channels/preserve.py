@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy
+from operator import is_
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
@@ -24,9 +25,7 @@ def preserved(model: nn.Module, *, buffers: bool = True) -> Iterator[None]:
     on real data may change. So is the random state of torch, NumPy and Python.
     """
     with random_state_kept():
-        found = _Found()
-        for module in model.modules():
-            found.look_at(module.__dict__)
+        found = _Found([module.__dict__ for module in model.modules()])
         tensors = {id(tensor): tensor for tensor in [*model.buffers(), *found.tensors]} if buffers else {}
         values = [(tensor, tensor.detach().clone()) for tensor in tensors.values()]
         try:
@@ -42,46 +41,60 @@ def preserved(model: nn.Module, *, buffers: bool = True) -> Iterator[None]:
 #: Longer ones (a vocabulary, a data set) are put back, but what they hold is not looked at.
 _LONG = 1000
 _OPAQUE = (nn.Module, nn.Parameter, type, ModuleType, FunctionType, BuiltinFunctionType, str, bytes, int, float)
+_MUTABLE = (dict, list, set, deque)
+_kinds: dict[type, str] = {bool: "", type(None): "", int: "", float: "", str: ""}
+
+
+def _kind_of(kind: type) -> str:
+    """What to do with values of a type: '' for nothing."""
+    if issubclass(kind, _OPAQUE):
+        return ""
+    if issubclass(kind, torch.Tensor):
+        return "tensor"
+    if issubclass(kind, _MUTABLE):
+        return "container"
+    return "tuple" if issubclass(kind, (tuple, frozenset)) else "object"
 
 
 class _Found:
-    """Containers with a copy of what they hold, and tensors, all that can be reached from a module's attributes."""
+    """Containers with a copy of what they hold, and tensors, all that can be reached from some dictionaries."""
 
-    def __init__(self) -> None:
+    def __init__(self, roots: list[dict]) -> None:
         self.containers: list[tuple[Any, Any]] = []
         self.tensors: list[torch.Tensor] = []
-        self._seen: set[int] = set()
-
-    def look_at(self, value: Any) -> None:
-        if value is None or isinstance(value, _OPAQUE) or id(value) in self._seen:
-            return
-        self._seen.add(id(value))
-        if isinstance(value, torch.Tensor):
-            self.tensors.append(value)
-        elif isinstance(value, (dict, list, set, deque)):
-            self.containers.append((value, copy(value) if isinstance(value, deque) else value.copy()))
-            self._look_into(value.values() if isinstance(value, dict) else value)
-        elif isinstance(value, (tuple, frozenset)):
-            self._look_into(value)
-        elif isinstance(getattr(value, "__dict__", None), dict):
-            self.look_at(value.__dict__)
-
-    def _look_into(self, values: Any) -> None:
-        if len(values) <= _LONG:
-            for value in values:
-                self.look_at(value)
+        seen: set[int] = set()
+        waiting: list[Any] = list(reversed(roots))
+        while waiting:
+            value = waiting.pop()
+            kind = _kinds.get(type(value))
+            if kind is None:
+                kind = _kinds[type(value)] = _kind_of(type(value))
+            if not kind or id(value) in seen:
+                continue
+            seen.add(id(value))
+            if kind == "container":
+                self.containers.append((value, copy(value) if value else None))
+                if value and len(value) <= _LONG:
+                    waiting.extend(value.values() if isinstance(value, dict) else value)
+            elif kind == "tensor":
+                if not isinstance(value, nn.Parameter):  # a tensor may say that it is one
+                    self.tensors.append(value)
+            elif kind == "tuple":
+                if len(value) <= _LONG:
+                    waiting.extend(value)
+            elif isinstance(getattr(value, "__dict__", None), dict):
+                waiting.append(value.__dict__)
 
 
 def tensors_held(model: nn.Module) -> list[torch.Tensor]:
     """Return the tensors that modules hold beside their parameters and buffers, as attributes or in containers."""
-    found = _Found()
-    for module in model.modules():
-        found.look_at(module.__dict__)
-    return found.tensors
+    return _Found([module.__dict__ for module in model.modules()]).tensors
 
 
 def _refill(container: Any, content: Any) -> None:
     container.clear()
+    if content is None:
+        return
     if isinstance(container, (list, deque)):
         container.extend(content)
     else:
@@ -89,12 +102,14 @@ def _refill(container: Any, content: Any) -> None:
 
 
 def _same(value: Any, content: Any) -> bool:
+    if content is None:
+        return not value
     if len(value) != len(content):
         return False
     if isinstance(value, dict):
-        return all(k is j and v is w for (k, v), (j, w) in zip(value.items(), content.items(), strict=True))
+        return all(map(is_, value, content)) and all(map(is_, value.values(), content.values()))
     if isinstance(value, (list, deque)):
-        return all(v is w for v, w in zip(value, content, strict=True))
+        return all(map(is_, value, content))
     return bool(value == content)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,7 @@ from nni_plugins.channels.flexible import exchange
 from nni_plugins.channels.plan import Plan
 from nni_plugins.channels.skeleton import layout_of, resized
 from nni_plugins.channels.stand_in import stand_in
+from nni_plugins.speedup.masked_run import under
 
 
 class Compaction:
@@ -29,6 +30,8 @@ class Compaction:
         What is kept.
     skip
         Names of modules that somebody else has made smaller already.
+    masks
+        By parameter name: what is kept is kept as these leave it.
 
     Attributes
     ----------
@@ -41,9 +44,16 @@ class Compaction:
         whoever still holds them.
     """
 
-    def __init__(self, model: nn.Module, plan: Plan, skip: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        plan: Plan,
+        skip: Collection[str] = (),
+        masks: Mapping[str, torch.Tensor] | None = None,
+    ) -> None:
         self.model = model
         self._skip = frozenset(skip)
+        self._masks = masks or {}
         self.plan = plan
         self.sizes: dict[str, dict[str, Any]] = {}
         self.flexible: list[str] = []
@@ -63,14 +73,21 @@ class Compaction:
             if name not in self._skip:
                 self._exchanged.append(exchange(self._modules[name]))
                 self.flexible.append(name)
-        for name, dims in self.plan.slices().items():
+        slices = self.plan.slices()
+        for name in dict.fromkeys([*slices, *self._masks]):
             if name.rpartition(".")[0] in self._skip:
                 continue
-            tensor = tensors[name]
+            tensor, mask = tensors[name], self._masks.get(name)
+            dims = slices.get(name, {})
             index = {dim: torch.as_tensor(kept, device=tensor.device) for dim, kept in dims.items()}
             self._tensors.append((tensor, tensor.data, tensor.grad))
+            if not dims:
+                assert mask is not None
+                tensor.data = under(tensor.data, mask)
+                continue
             gradient, tensor.grad = tensor.grad, None
-            replace_data(tensor, sliced(tensor.data, index))
+            data = sliced(tensor.data, index)
+            replace_data(tensor, data if mask is None else under(data, sliced(mask, index)))
             if gradient is not None:
                 tensor.grad = sliced(gradient, index)
         for module, attribute, value in resized(self.plan, self._modules, self._skip):

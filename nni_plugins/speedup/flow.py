@@ -67,11 +67,11 @@ class Flow:
         ``{parameter name: mask}``; what is 0 in a mask is masked.
     """
 
-    def __init__(self, graph: ChannelGraph, masks: Masks) -> None:
+    def __init__(self, graph: ChannelGraph, masks: Masks, alive: Mapping[str, Array] | None = None) -> None:
         self._graph = graph
         self._classes = graph.solution.classes
         self._masks = masks
-        self._alive = {name: _unmasked(mask) for name, mask in masks.items()}
+        self._alive = alive or {name: unmasked(mask) for name, mask in masks.items()}
         self._patterns: dict[int, Array | None] = {}
         self._sources: dict[int, str] = {}
         self._states: dict[int, _State] = {}
@@ -365,7 +365,7 @@ class Flow:
             self._kill(info, gone)
 
 
-def _unmasked(mask: torch.Tensor) -> Array:
+def unmasked(mask: torch.Tensor) -> Array:
     """Return which entries a mask keeps, over the first two dimensions: a kernel is alive if any of it is."""
     alive = mask.detach() != 0
     return np.asarray((alive.flatten(2).any(2) if alive.dim() > 2 else alive).cpu())

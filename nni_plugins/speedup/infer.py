@@ -8,7 +8,7 @@ zero, is folded into the consumer's bias; :class:`Fold` says where.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +52,8 @@ class MaskInference:
         Leave out groups whose removal is not the same as masking.
     stay
         Labels of units that stay whatever the masks say.
+    alive
+        What :func:`~nni_plugins.speedup.flow.unmasked` makes of each mask, where it is known already.
     """
 
     def __init__(
@@ -62,12 +64,13 @@ class MaskInference:
         *,
         exact_only: bool = True,
         stay: Sequence[Array] = (),
+        alive: Mapping[str, Array] | None = None,
     ) -> None:
         self._graph = graph
         self._classes = graph.solution.classes
         self._modules = dict(model.named_modules())
         self._exact_only = exact_only
-        self._flow = Flow(graph, masks)
+        self._flow = Flow(graph, masks, alive)
         self._needed = np.zeros(len(graph.solution), dtype=bool)
         for labels in stay:
             self._needed[self._classes[labels]] = True

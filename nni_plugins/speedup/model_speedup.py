@@ -20,7 +20,9 @@ from nni_plugins.channels.rehearse import FIXED, settled
 from nni_plugins.speedup import fold, record
 from nni_plugins.speedup.activations import with_activations
 from nni_plugins.speedup.compact import Compaction
+from nni_plugins.speedup.flow import unmasked
 from nni_plugins.speedup.infer import MaskInference
+from nni_plugins.speedup.masked_run import joined, masks_in_force
 from nni_plugins.speedup.masks import activation_masks, bake, parameter_masks, read_masks, unbake
 from nni_plugins.speedup.nodes import build_nodes
 from nni_plugins.speedup.replacement import Replacement
@@ -29,7 +31,6 @@ from nni_plugins.speedup.verify import (
     FaintWeights,
     draws_random_numbers,
     largest_error,
-    masked,
     outputs_of,
     random_like,
     tolerance_of,
@@ -139,8 +140,8 @@ class ModelSpeedup(NniModelSpeedup):
         with self._timed("watch"):
             graph = self._watched()
         before = graph.cost()
-        with self._timed("masks"):
-            before_masks = bake(self.bound_model, self._masks)
+        # replacers read weights, and so want the masks in them; otherwise these are put in when the rest is taken out
+        before_masks = bake(self.bound_model, self._masks) if self.replacers else {}
         try:
             step = self._proven(graph) if self.verify else self._compact(graph)
         except BaseException:
@@ -160,13 +161,17 @@ class ModelSpeedup(NniModelSpeedup):
         rehearse: Any = "exact" if self.exact_only else True
         graph = ChannelGraph.watch(self.bound_model, self.dummy_input, rehearse=rehearse)
         self._masks = with_activations(graph, self.bound_model, self.dummy_input, self._masks, self._activations)
-        if not MaskInference(graph, self.bound_model, self._masks).masks_parts_of_heads():
+        self._alive = {name: unmasked(mask) for name, mask in self._masks.items()}
+        if not self._inference(graph).masks_parts_of_heads():
             return graph
         other = graph.with_units("head_dim").rehearsed(self.bound_model, self.dummy_input, inexact=not self.exact_only)
-        plans = [
-            MaskInference(g, self.bound_model, self._masks, exact_only=self.exact_only).plan() for g in (graph, other)
-        ]
+        plans = [self._inference(g).plan() for g in (graph, other)]
         return other if plans[1].cost().params < plans[0].cost().params else graph
+
+    def _inference(self, graph: ChannelGraph, stay: Sequence[Array] = ()) -> MaskInference:
+        return MaskInference(
+            graph, self.bound_model, self._masks, exact_only=self.exact_only, stay=stay, alive=self._alive
+        )
 
     def _proven(self, graph: ChannelGraph) -> _Step:
         """Compact, hold the result against the masked model, and put back what is wrong."""
@@ -174,7 +179,7 @@ class ModelSpeedup(NniModelSpeedup):
         faint = FaintWeights(self.bound_model, self._masks)
         step: _Step | None = None
         try:
-            with self._timed("proof"):
+            with self._timed("proof"), masks_in_force(self.bound_model, self._masks, graph):
                 expected = outputs_of(self.bound_model, inputs)
             step = self._compact(graph)
             drawn = self._prove(step, inputs, expected)
@@ -216,7 +221,8 @@ class ModelSpeedup(NniModelSpeedup):
         stay: list[Array] = []
         while True:
             graph, plan, inference = self._settled(graph, stay)
-            with self._timed("masks"):
+            masks = self._masks if inference.folds else {}
+            with self._timed("masks"), masks_in_force(self.bound_model, masks, graph):
                 constants, uneven = fold.measure(self.bound_model, self.dummy_input, plan, inference.folds)
             if uneven:
                 stay += uneven
@@ -233,7 +239,8 @@ class ModelSpeedup(NniModelSpeedup):
                     graph = after
                     continue
             with self._timed("removal"):
-                compaction = Compaction(self.bound_model, plan, skip=replacement.names if replacement else ())
+                skip = replacement.names if replacement else ()
+                compaction = Compaction(self.bound_model, plan, skip, self._masks)
                 step = _Step(self.bound_model, compaction, constants, fold.Applied([], []), replacement)
                 try:
                     compaction.apply()
@@ -253,7 +260,7 @@ class ModelSpeedup(NniModelSpeedup):
 
         def plan_of(graph: ChannelGraph) -> Plan:
             with self._timed("masks"):
-                inference = MaskInference(graph, self.bound_model, self._masks, exact_only=self.exact_only, stay=stay)
+                inference = self._inference(graph, stay)
                 made.append(inference)
                 return inference.plan()
 
@@ -295,8 +302,10 @@ class ModelSpeedup(NniModelSpeedup):
             return False  # that removing is not masking was asked for, or others did a part of it
         fold.remove(self.bound_model, step.folded)
         bare = outputs_of(self.bound_model, inputs)
-        with step.compaction.suspended(), masked(self.bound_model, plan.masks(self.bound_model)):
-            wanted = outputs_of(self.bound_model, inputs)
+        with step.compaction.suspended():
+            masks = joined(self._masks, plan.masks(self.bound_model), plan.graph)
+            with masks_in_force(self.bound_model, masks, plan.graph):
+                wanted = outputs_of(self.bound_model, inputs)
         step.folded = fold.apply(self.bound_model, step.constants)
         return largest_error(bare, wanted)[1] > limit
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from torch import nn
 from nni_plugins.channels.call import output_tensors
 from nni_plugins.channels.plan import Plan
 from nni_plugins.channels.preserve import preserved, random_state_kept
-from nni_plugins.channels.watch import as_arguments, map_tensors
+from nni_plugins.channels.watch import as_arguments, map_tensors, unfused_attention
 
 #: Differences up to this share of the output's size are rounding, by the precision that the model computes in.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 1e-1, torch.float16: 2e-2}
@@ -33,7 +32,7 @@ def random_like(dummy_input: Any, seed: int = 0) -> Any:
 def outputs_of(model: nn.Module, inputs: Any) -> list[torch.Tensor]:
     """Return the floating tensors in the output of ``model`` in eval mode; the model is left as it was."""
     args, kwargs = as_arguments(inputs)
-    with preserved(model), torch.no_grad():
+    with preserved(model), torch.no_grad(), unfused_attention():
         model.eval()
         out = model(*args, **kwargs)
     return [t.detach().clone() for t in output_tensors(out) if t.is_floating_point()]
@@ -116,19 +115,3 @@ class FaintWeights:
 def _is_faint(parameter: torch.Tensor) -> bool:
     first = parameter.detach().flatten()[:64]  # most are not, and a look at the first few says so
     return bool(first.abs().amax() < FAINT) and bool(parameter.detach().abs().amax() < FAINT)
-
-
-@contextmanager
-def masked(model: nn.Module, masks: Mapping[str, Mapping[str, torch.Tensor]]) -> Iterator[None]:
-    """Multiply NNI's masks into the weights for the time being."""
-    before = []
-    try:
-        for module, targets in masks.items():
-            for target, mask in targets.items():
-                parameter = getattr(model.get_submodule(module), target)
-                before.append((parameter, parameter.data.clone()))
-                parameter.data.mul_(mask)
-        yield
-    finally:
-        for parameter, data in reversed(before):
-            parameter.data.copy_(data)
