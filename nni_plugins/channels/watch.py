@@ -216,7 +216,7 @@ def _with_parameters(model: nn.Module, names: dict[nn.Module, str]) -> dict[nn.M
 
 
 @contextmanager
-def _unfused_attention() -> Iterator[None]:
+def unfused_attention() -> Iterator[None]:
     """Switch off the fused inference path of MultiheadAttention, which hides its operators."""
     enabled = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -283,7 +283,7 @@ def run_recorded(
     with (
         preserved(model, buffers=data != "none"),
         torch.no_grad(),
-        _unfused_attention(),
+        unfused_attention(),
         _any_batch_size() if training else nullcontext(),
         all_flexible(model),
         _module_stack(model, on_module, on_span) as stack,
