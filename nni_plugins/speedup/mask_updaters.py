@@ -18,8 +18,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from nni.compression.speedup.mask_updater import MaskUpdater
-from nni.compression.speedup.replacement import replace_module
-from nni.compression.speedup.replacer import DefaultReplacer, Replacer
+from nni.compression.speedup.replacer import Replacer
 from torch import nn
 from torch.fx import Node
 from torch.utils._pytree import tree_flatten
@@ -35,6 +34,7 @@ from nni_plugins.speedup.compact import Compaction
 from nni_plugins.speedup.infer import MaskInference
 from nni_plugins.speedup.masks import activation_masks, bake, parameter_masks, unbake
 from nni_plugins.speedup.nodes import activation_mask
+from nni_plugins.speedup.replacers import TypeReplacer
 
 _logger = logging.getLogger(__name__)
 
@@ -67,7 +67,9 @@ class GraphMaskUpdater(MaskUpdater):
         if model_speedup not in self._found:
             self._found[model_speedup] = found = _infer(model_speedup)
             if found is not None:
-                model_speedup.replacers = [PlanReplacer(found.plan, found.constants), *model_speedup.replacers]
+                *given, last = model_speedup.replacers  # the last is NNI's own
+                last = TypeReplacer(last.replace_module_func_dict)
+                model_speedup.replacers = [*given, PlanReplacer(found.plan, found.constants, last), last]
                 _fill_nodes(model_speedup, found.plan)
         return self._found[model_speedup] is not None
 
@@ -84,34 +86,30 @@ class GraphMaskUpdater(MaskUpdater):
 
 
 class PlanReplacer(Replacer):
-    """Takes out, in place, what no replacement function knows: closed modules, bare parameters, attributes.
+    """Takes out, in place, what no other replacer does: closed modules, bare parameters, attributes that count.
 
-    Modules whose type NNI, or another replacer of the speedup, has a function for are left to it.
+    Modules that replacers before it have done are left as they are, and those that ``last`` will do are left to it.
     """
 
-    def __init__(self, plan: Plan, constants: list[fold.FoldedBias]) -> None:
+    def __init__(self, plan: Plan, constants: list[fold.FoldedBias], last: TypeReplacer) -> None:
         self._plan = plan
         self._constants = constants
+        self._last = last
 
     def replace_modules(self, speedup: Any) -> None:
         model: nn.Module = speedup.bound_model
-        known = {*replace_module}.union(
-            *(r.replace_module_func_dict for r in speedup.replacers if isinstance(r, DefaultReplacer))
-        )
         modules = dict(model.named_modules())
         called = [node for node in speedup.node_infos if node.op == "call_module"]
-        left = {
-            node.target
-            for node in called
-            if type(modules[node.target]).__name__ in known and any(isinstance(arg, Node) for arg in node.args)
-        }
+        done = {node.target for node in called if speedup.node_infos[node].replaced}
+        coming = {node.target for node in called if self._last.takes(node, modules[node.target])} - done
         for item in self._constants:
-            if item.module in left:
+            if item.module in coming:
                 _add_to_full_bias(modules[item.module], item, self._plan)
-        Compaction(model, self._plan, skip=left).apply()
-        fold.apply(model, [item for item in self._constants if item.module not in left])
+        apart = {name for name in modules if any(f"{name}.".startswith(f"{target}.") for target in done | coming)}
+        Compaction(model, self._plan, skip=apart).apply()
+        fold.apply(model, [item for item in self._constants if item.module not in coming])
         for node in called:
-            if node.target not in left:
+            if node.target not in coming:
                 speedup.node_infos[node].replaced = True
 
 

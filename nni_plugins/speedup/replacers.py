@@ -27,16 +27,22 @@ Replace = Callable[[nn.Module, Any], nn.Module]
 class TypeReplacer(DefaultReplacer):
     """NNI's ``DefaultReplacer``, but for modules that are called with keyword arguments or constants, too."""
 
+    def takes(self, node: Node, module: nn.Module) -> bool:
+        """Whether it has a function for this call of a module; one whose input is named it leaves to others."""
+        return type(module).__name__ in self.replace_module_func_dict and any(
+            isinstance(arg, Node) for arg in node.args
+        )
+
     def replace_modules(self, speedup: Any) -> None:
         visited = set()
         for node, info in speedup.node_infos.items():
             if node.op != "call_module" or info.replaced or not node.target:
                 continue
             module = get_nested_attr(speedup.bound_model, node.target)
-            replace = self.replace_module_func_dict.get(type(module).__name__)
-            if replace is None or not any(isinstance(arg, Node) for arg in node.args):
+            if not self.takes(node, module):
                 continue
             if node.target not in visited:
+                replace = self.replace_module_func_dict[type(module).__name__]
                 inputs = tree_map(
                     lambda arg: speedup.node_infos[arg].output_masks if isinstance(arg, Node) else None, node.args
                 )

@@ -7,6 +7,7 @@ import logging
 import pytest
 import torch
 from nni.compression.pruning import L1NormPruner, SlimPruner
+from nni.compression.speedup.replacer import Replacer
 from torch import nn
 
 from nni_plugins.channels import ChannelGraph
@@ -189,3 +190,54 @@ def test_ours_takes_the_lists_too():
     compact = ModelSpeedup(model, x, masks, **both()).speedup_model().eval()
     assert close(compact, expected, x)
     assert compact.mha.num_heads == 2
+
+
+class Named(nn.Module):
+    """Modules called with keywords, which NNI's replacer asserts against."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.n, self.b, self.c = nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1), nn.Conv3d(8, 4, 1)
+
+    def forward(self, x):
+        x = self.b(input=self.n(input=self.a(x)).relu())
+        return self.c(input=x[:, :, None]).mean((2, 3, 4))
+
+
+def test_modules_called_with_keywords():
+    torch.manual_seed(0)
+    model = Named()
+    trained_like(model)
+    model.eval()
+    masks = rows(model, ["a", "b"])
+    model = bake(model, masks)
+    expected = model(X)
+    assert attempt(model, masks, X, expected) == "fails"
+    compact = stock(model, X, masks, **both())
+    assert compact.b.in_channels == int(masks["a"]["bias"].sum())
+    assert close(compact, expected, X)
+
+
+class Mine(Replacer):
+    """A user's own replacer: it exchanges one module, and says so."""
+
+    def replace_modules(self, speedup):
+        for node, info in speedup.node_infos.items():
+            if node.op == "call_module" and node.target == "a":
+                old = speedup.bound_model.a
+                keep = (info.output_masks != 0).flatten(0, 1).any(0).nonzero().flatten()
+                new = nn.Linear(old.in_features, len(keep))
+                new.weight.data, new.bias.data = old.weight.data[keep] * 1, old.bias.data[keep] * 1
+                speedup.bound_model.a = new
+                info.replaced = True
+
+
+def test_a_users_own_replacer_goes_first():
+    case = CASES["attention"]
+    model, x = case.model(), case.input()
+    masks = every_second(model, x)
+    model = bake(model, masks)
+    given = [Mine(), *replacers()["customized_replacers"]]
+    compact = stock(model, x, masks, customized_replacers=given, customized_mask_updaters=list(MASK_UPDATERS))
+    assert compact.a.out_features == 8
+    assert close(compact, model(x), x)
