@@ -133,7 +133,7 @@ class Span:
         in nested tuples, lists and dicts.
     output
         What it returned: an info, nested in tuples, lists and dicts as it was; :class:`Argument` where it returned an
-        object that it was given; plain values as they are; and ``Ellipsis`` for anything else.
+        object that it was given; plain values as they are; and :class:`Other` for anything else.
     """
 
     module: str
@@ -177,6 +177,14 @@ class Argument:
     """An object that a module returned as it was given, by its path."""
 
     path: Path
+
+
+@dataclass(frozen=True)
+class Other:
+    """Any other object that a module returned: its class, and the tensors in it."""
+
+    kind: str
+    tensors: tuple[Info, ...]
 
 
 @dataclass(frozen=True)

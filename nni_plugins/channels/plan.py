@@ -155,8 +155,9 @@ class Plan:
         return self.graph.cost_model.exact_cost(self._keep, self.removal)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return ``{group: {'size', 'kept'}}``, plain numbers, for groups that lose units."""
-        return {
+        """Return ``{group: {'size', 'kept'}}``, plain numbers, for groups that lose units; a block is one unit."""
+        blocks: dict[str, Any] = {f"block {name}": {"size": 1, "kept": []} for name in self.blocks}
+        return blocks | {
             name: {"size": self.graph.group(name).size, "kept": units.tolist()} for name, units in self.kept.items()
         }
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nni_plugins.channels.call import Argument, Info, Operator, Path, Span, Written
+from nni_plugins.channels.call import Argument, Info, Operator, Other, Path, Span, Written
 from nni_plugins.channels.labels import Array
 from nni_plugins.channels.needs import Change, Needs
 from nni_plugins.channels.values import ZERO, Same
@@ -184,8 +184,8 @@ class Remover:
             if not all(isinstance(key, str) for key in result):
                 raise CannotStandIn("it returns a dict whose keys are not strings")
             return {key: self._result(item, span, change) for key, item in result.items()}
-        if result is ...:
-            raise CannotStandIn("it returns an object that nothing can stand in for")
+        if isinstance(result, Other):
+            raise CannotStandIn(f"nothing can stand in for the {result.kind} that it returns")
         return result
 
     def _tensor(self, info: Info, span: Span, change: Change) -> Any:
@@ -273,6 +273,8 @@ def leaves(result: Any) -> Iterator[Info]:
     elif isinstance(result, dict):
         for item in result.values():
             yield from leaves(item)
+    elif isinstance(result, Other):
+        yield from result.tensors
 
 
 def _above(name: str) -> Iterator[str]:

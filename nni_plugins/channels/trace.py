@@ -16,6 +16,7 @@ from nni_plugins.channels.call import (
     KnownModule,
     ModuleCall,
     Operator,
+    Other,
     Path,
     Span,
     Term,
@@ -202,9 +203,10 @@ class Trace:
         while self._open:  # a call that raised, and whose caller went on, may have left some open
             span, objects = self._open.pop()
             span.end = len(self.operators)
-            span.output = self._structure(output, objects) if span.module == name else ...
             if span.module == name:
+                span.output = self._structure(output, objects)
                 return
+            span.output = Other("nothing", ())
 
     def _structure(self, value: Any, objects: dict[int, Path]) -> Any:
         if isinstance(value, torch.Tensor):
@@ -215,7 +217,9 @@ class Trace:
             return type(value)(self._structure(item, objects) for item in value)
         if type(value) is dict:
             return {key: self._structure(item, objects) for key, item in value.items()}
-        return Argument(objects[id(value)]) if id(value) in objects else ...
+        if id(value) in objects:
+            return Argument(objects[id(value)])
+        return Other(type(value).__name__, tuple(self.info(tensor) for tensor in output_tensors(value)))
 
     def _on_module(self, name: str, args: Any, output: Any) -> None:
         inputs = [self.info(tensor) for tensor in output_tensors(args)]
