@@ -18,6 +18,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from nni.compression.speedup.mask_updater import MaskUpdater
+from nni.compression.speedup.replacement import replace_module
 from nni.compression.speedup.replacer import Replacer
 from torch import nn
 from torch.fx import Node
@@ -34,7 +35,7 @@ from nni_plugins.speedup.compact import Compaction
 from nni_plugins.speedup.infer import MaskInference
 from nni_plugins.speedup.masks import activation_masks, bake, parameter_masks, unbake
 from nni_plugins.speedup.nodes import activation_mask
-from nni_plugins.speedup.replacers import TypeReplacer
+from nni_plugins.speedup.replacers import TypeReplacer, is_nnis
 
 _logger = logging.getLogger(__name__)
 
@@ -67,8 +68,8 @@ class GraphMaskUpdater(MaskUpdater):
         if model_speedup not in self._found:
             self._found[model_speedup] = found = _infer(model_speedup)
             if found is not None:
-                *given, last = model_speedup.replacers  # the last is NNI's own
-                last = TypeReplacer(last.replace_module_func_dict)
+                given = [replacer for replacer in model_speedup.replacers if not is_nnis(replacer)]
+                last = TypeReplacer(replace_module)
                 model_speedup.replacers = [*given, PlanReplacer(found.plan, found.constants, last), last]
                 _fill_nodes(model_speedup, found.plan)
         return self._found[model_speedup] is not None

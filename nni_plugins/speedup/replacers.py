@@ -34,6 +34,8 @@ class TypeReplacer(DefaultReplacer):
         )
 
     def replace_modules(self, speedup: Any) -> None:
+        for own in [replacer for replacer in speedup.replacers if is_nnis(replacer)][:-1]:
+            speedup.replacers.remove(own)  # it appends its own to the list that it is given, each time: one is enough
         visited = set()
         for node, info in speedup.node_infos.items():
             if node.op != "call_module" or info.replaced or not node.target:
@@ -51,6 +53,11 @@ class TypeReplacer(DefaultReplacer):
                 )
             visited.add(node.target)
             info.replaced = True
+
+
+def is_nnis(replacer: Any) -> bool:
+    """Whether it is the one that NNI adds by itself."""
+    return type(replacer) is DefaultReplacer and replacer.replace_module_func_dict is replace_module
 
 
 def _kept(mask: Any, dim: int = 1) -> torch.Tensor:

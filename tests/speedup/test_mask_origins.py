@@ -304,3 +304,11 @@ def test_single_weights_in_no_pattern_leave_everything(x):
     before = [p.shape for p in model.parameters()]
     check(model, masks, x)
     assert [p.shape for p in model.parameters()] == before
+
+
+def test_there_are_no_other_pruners_in_nni():
+    """Its older packages (``nni.compression.pytorch``, ``nni.algorithms.compression``) are gone in 3.0."""
+    from importlib.util import find_spec
+
+    assert find_spec("nni.algorithms.compression") is None
+    assert find_spec("nni.compression.pytorch") is None

@@ -159,3 +159,20 @@ def test_rms_norm_gives_what_it_gave(shape, eps):
     assert torch.allclose(small(x[..., [0, 2, 3, 5]]), expected[..., [0, 2, 3, 5]], atol=1e-6)
     bare = replace_rms_norm(nn.RMSNorm(6, elementwise_affine=False), ([mask], mask, {}))
     assert bare.normalized_shape == (4,)
+
+
+@pytest.mark.parametrize("updaters", [False, True])
+def test_one_list_for_several_speedups(updaters):
+    """NNI appends to the list that it is given, and would replace twice what it finds there twice."""
+    from nni_plugins.speedup import MASK_UPDATERS
+
+    given = list(REPLACERS)
+    for name in ("conv3d", "glu", "conv3d"):
+        case = CASES[name]
+        model, x = case.model(), case.input()
+        masks = every_second(model, x)
+        model = bake(model, masks)
+        options = {"customized_mask_updaters": MASK_UPDATERS} if updaters else {}
+        speedup = StockSpeedup(copy.deepcopy(model), x, masks, logger=QUIET, customized_replacers=given, **options)
+        compact = speedup.speedup_model().eval()
+        assert torch.allclose(compact(x), model(x), atol=1e-6)
