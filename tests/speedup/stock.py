@@ -215,6 +215,15 @@ def layer(kind, **options):
     return kind(16, 4, dim_feedforward=32, batch_first=True, **options)
 
 
+def shuffles_backwards():
+    """Torch 2.4 cannot differentiate a channel shuffle, by which NNI infers masks."""
+    try:
+        nn.functional.channel_shuffle(torch.ones(1, 4, 1, 1, requires_grad=True), 2).sum().backward()
+    except RuntimeError:
+        return False
+    return True
+
+
 IMAGE, LINE, CUBE, WORDS = (2, 3, 6, 6), (2, 3, 12), (2, 3, 6, 6, 6), (2, 5, 8)
 CASES = {
     "conv3d": Case(
@@ -266,7 +275,7 @@ CASES = {
     ),
     "channel shuffle": Case(
         seq(nn.Conv2d(3, 8, 3), nn.ChannelShuffle(2), nn.Conv2d(8, 8, 1, groups=2), *head(2, 8)),
-        IMAGE, "nothing", ("0", "2"),
+        IMAGE, "nothing" if shuffles_backwards() else "updaters", ("0", "2"),
     ),
     "prelu": Case(
         seq(nn.Conv2d(3, 8, 3), nn.PReLU(8), nn.Conv2d(8, 8, 1), nn.PReLU, *head(2, 8)), IMAGE, "nothing", ("0", "2")
