@@ -51,7 +51,8 @@ def find_smallest() -> None:
             continue
         found[module] = json.loads(counted.stdout.strip().splitlines()[-1])
         print(module, found[module], flush=True)
-        SMALLEST.write_text(json.dumps({"timm": timm.__version__, "smallest": found}, indent=1) + "\n")
+        lines = ",\n".join(f" {json.dumps(key)}: {json.dumps(value)}" for key, value in sorted(found.items()))
+        SMALLEST.write_text(f'{{\n"timm": "{timm.__version__}",\n"smallest": {{\n{lines}\n}}\n}}\n')
 
 
 def count(module: str) -> None:
