@@ -175,6 +175,36 @@ def bmm(a: torch.Tensor, b: torch.Tensor) -> Any:
     return a.new_empty(a.shape[0], a.shape[1], b.shape[2])
 
 
+@shape_of("native_layer_norm")
+def layer_norm(x: torch.Tensor, shape: list[int], *affine: Any) -> Any:
+    dims, lead = len(shape), list(x.shape[: x.dim() - len(shape)])
+    _need(list(x.shape[-dims:]) == list(shape), f"a norm over {list(shape)} of {tuple(x.shape)}")
+    for tensor in affine[:2]:
+        if isinstance(tensor, torch.Tensor):
+            _need(list(tensor.shape) == list(shape), f"a norm over {list(shape)} with {tuple(tensor.shape)}")
+    statistic = x.new_empty([*lead, *[1] * dims])
+    return _same_shape(x), statistic, torch.empty_like(statistic)
+
+
+@shape_of("_softmax", "_log_softmax", "_safe_softmax")
+def softmax(x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    if not x.is_floating_point() or any(isinstance(a, torch.dtype) for a in args) or kwargs.get("dtype"):
+        return NotImplemented
+    return _like(x, list(x.shape))
+
+
+@shape_of("tril", "triu", "roll", "flip")
+def rearranged(x: torch.Tensor, *args: Any) -> Any:
+    return _like(x, list(x.shape))
+
+
+@shape_of("pow")
+def power(x: Any, exponent: Any) -> Any:
+    if not isinstance(x, torch.Tensor) or isinstance(exponent, torch.Tensor) or not x.is_floating_point():
+        return NotImplemented
+    return _same_shape(x)
+
+
 @shape_of("mean", "sum", "amax", "amin")
 def reduction(x: torch.Tensor, dim: Any = None, keepdim: bool = False, **kwargs: Any) -> Any:
     if not x.is_floating_point() or kwargs or not x.dim():

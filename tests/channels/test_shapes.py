@@ -46,6 +46,16 @@ CASES = [
     ("cat", ([A, A, A], 1)),
     ("cat", ([A, torch.empty(2, 3, 4, 1, **META)], -1)),
     ("clone", (A.permute(0, 2, 3, 1),)),
+    ("native_layer_norm", (A, [4, 5], None, None, 1e-5)),
+    ("native_layer_norm", (A, [5], torch.empty(5, **META), torch.empty(5, **META), 1e-5)),
+    ("_softmax", (A, 1, False)),
+    ("_log_softmax", (A, -1, False)),
+    ("_safe_softmax", (A, -1)),
+    ("tril", (A,)),
+    ("triu", (A, 1)),
+    ("roll", (A, [1, 2], [0, 3])),
+    ("flip", (A, [1])),
+    ("pow", (A, 2)),
 ]
 
 
@@ -53,8 +63,10 @@ CASES = [
 def test_others(name, args):
     ours = result_without_data(f"aten.{name}", args, {})
     theirs = getattr(torch.ops.aten, name)(*args)
-    assert ours.shape == theirs.shape
-    assert ours.dtype == theirs.dtype
+    several = isinstance(theirs, tuple)
+    for our, their in zip(ours if several else [ours], theirs if several else [theirs], strict=True):
+        assert our.shape == their.shape
+        assert our.dtype == their.dtype
 
 
 @pytest.mark.parametrize(
@@ -117,3 +129,35 @@ def test_real_kernels_agree():
     x, weight = torch.randn(2, 4, 7, 7), torch.randn(8, 2, 3, 3)
     case = (x.to("meta"), weight.to("meta"), None, [2, 2], [1, 1], [1, 1], False, [0, 0], 2)
     assert result_without_data("aten.convolution", case, {}).shape == F.conv2d(x, weight, None, 2, 1, 1, 2).shape
+
+
+def layers(kind, **options):
+    """A recurrent layer, an input for it, and what runs it as one operator without data."""
+    layer = kind(5, 4, **options)
+    x = torch.randn(3, 2, 5)
+    wide = 4 if not options.get("proj_size") else options["proj_size"]
+    places = options.get("num_layers", 1) * (2 if options.get("bidirectional") else 1)
+    h = torch.zeros(places, 2, wide)
+    return layer, x, h, torch.zeros(places, 2, 4) if kind is torch.nn.LSTM else None
+
+
+RECURRENT = [
+    (torch.nn.LSTM, {"num_layers": 2, "bidirectional": True}),
+    (torch.nn.LSTM, {"num_layers": 2, "proj_size": 3}),
+    (torch.nn.GRU, {"bias": False, "num_layers": 2}),
+    (torch.nn.RNN, {"bidirectional": True}),
+]
+
+
+@pytest.mark.parametrize(("kind", "options"), RECURRENT)
+def test_recurrent_layers_have_the_shapes_that_they_compute(kind, options):
+    layer, x, h, c = layers(kind, **options)
+    out, state = layer(x)
+    states = state if isinstance(state, tuple) else (state,)
+    each = len(layer._flat_weights) // h.shape[0]
+    args = (x, layer._flat_weights, each, None, h, c, {"LSTM": 2, "GRU": 3, "RNN": 1}[kind.__name__], 4)
+    rest = (layer.proj_size, layer.num_layers, False, 0.0, False, layer.bidirectional, [], None)
+    ours = result_without_data("aten._cudnn_rnn", (*args, *rest), {})
+    assert [tuple(t.shape) for t in ours if t is not None] == [tuple(t.shape) for t in (out, *states)]
+    with pytest.raises(RuntimeError, match="a weight of"):
+        result_without_data("aten._cudnn_rnn", (x[..., :4], *args[1:], *rest), {})
