@@ -88,6 +88,9 @@ def _users(graph: ChannelGraph, masks: Mapping[str, torch.Tensor]) -> dict[str, 
             name = first.get(info.parameter, info.parameter)
             if name in masks:
                 users.setdefault(operator.module, set()).add(name)
+    unseen = set(masks).difference(*users.values())
+    if unseen:  # what the watched run did not use (an expert that got no token), another run may
+        users.setdefault("", set()).update(unseen)
     for module, names in list(users.items()):
         for flexible in graph.trace.flexible:
             if module != flexible and module.startswith(f"{flexible}." if flexible else ""):

@@ -244,10 +244,10 @@ class ModelSpeedup(NniModelSpeedup):
                 step = _Step(self.bound_model, compaction, constants, fold.Applied([], []), replacement)
                 try:
                     compaction.apply()
+                    step.folded = fold.apply(self.bound_model, constants)
                 except BaseException:
                     step.undo()
                     raise
-                step.folded = fold.apply(self.bound_model, constants)
             self.report.inexact = _inexact(plan, constants)
             self._note_stayed(inference.stayed(plan), plan)
             return step
