@@ -241,7 +241,7 @@ class Flow:
         info = operator.inputs[position]
         for labels, zero in zip(info.labels, self._state(info).zero, strict=True):
             if labels is not None and zero is not None and zero.any():
-                self._kill(operator.outputs[0], self._classes[labels[zero]])
+                self._kill(operator.outputs[0], self._whole(labels, zero))
 
     def _product(self, operator: Operator, c: Contraction) -> None:
         """A product of activations is zero where a row of the one, a column of the other, or a batch of either is."""
@@ -249,7 +249,11 @@ class Flow:
             assert info is not None
             for dim, labels in enumerate(info.labels):
                 if labels is not None and dim != contracted and self.zero(info, dim).any():
-                    self._kill(operator.outputs[0], self._classes[labels[self.zero(info, dim)]])
+                    self._kill(operator.outputs[0], self._whole(labels, self.zero(info, dim)))
+
+    def _whole(self, labels: Array, zero: Array) -> Array:
+        """The units of which every index is zero: where a unit has several, one of them says nothing of the others."""
+        return np.setdiff1d(self._classes[labels[zero]], self._classes[labels[~zero]])
 
     def _kill(self, out: Info, classes: Array) -> None:
         self._live[classes] = True
