@@ -71,7 +71,7 @@ class Flow:
         self._graph = graph
         self._classes = graph.solution.classes
         self._masks = masks
-        self._alive = alive or {name: unmasked(mask) for name, mask in masks.items()}
+        self._alive = {name: unmasked(mask) for name, mask in masks.items()} if alive is None else alive
         self._patterns: dict[int, Array | None] = {}
         self._sources: dict[int, str] = {}
         self._states: dict[int, _State] = {}

@@ -21,8 +21,8 @@ from nni_plugins.channels.graph import ChannelGraph, ChannelGroup, Member
 from nni_plugins.channels.labels import Array
 from nni_plugins.channels.plan import Plan
 from nni_plugins.channels.removal import Removal
-from nni_plugins.speedup.flow import Flow, Masks
-from nni_plugins.speedup.whole import masked_blocks
+from nni_plugins.speedup.flow import Flow, Masks, unmasked
+from nni_plugins.speedup.whole import masked_blocks, passed_blocks
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,11 @@ class MaskInference:
         self._classes = graph.solution.classes
         self._modules = dict(model.named_modules())
         self._exact_only = exact_only
-        self._flow = Flow(graph, masks, alive)
+        alive = {name: unmasked(mask) for name, mask in masks.items()} if alive is None else alive
+        masked = {name for name, left in alive.items() if not left.any()}
+        self._passed = [] if exact_only else passed_blocks(graph, masked)
+        hidden = {name for block in self._passed for name in graph.block(block).parameters}
+        self._flow = Flow(graph, masks, {name: left for name, left in alive.items() if name not in hidden})
         self._needed = np.zeros(len(graph.solution), dtype=bool)
         for labels in stay:
             self._needed[self._classes[labels]] = True
@@ -81,7 +85,7 @@ class MaskInference:
     def plan(self) -> Plan:
         """Return the plan, and set :attr:`folds`."""
         self._flow.run()
-        blocks = masked_blocks(self._graph, self._flow, exact_only=self._exact_only)
+        blocks = masked_blocks(self._graph, self._flow, self._passed)
         self._removal = removal_of(self._graph, blocks)
         removable = [g for g in self._graph.groups if g.prunable and (g.exact or not self._exact_only)]
         removable = [g for g in removable if not self._removal.takes(g)]

@@ -3,19 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 
-from nni_plugins.channels.blocks import Block, removal_of
+from nni_plugins.channels.blocks import Block, passed_on, removal_of
 from nni_plugins.channels.call import Info
 from nni_plugins.channels.graph import ChannelGraph
 from nni_plugins.channels.values import ZERO, Value
 from nni_plugins.speedup.flow import Flow
 
 
-def masked_blocks(graph: ChannelGraph, flow: Flow, *, exact_only: bool = True) -> list[str]:
+def passed_blocks(graph: ChannelGraph, masked: AbstractSet[str]) -> list[str]:
+    """Return the names of the blocks all of whose parameters are masked, and that then pass their input on.
+
+    That is not what the masks make of them: it is done where it is asked for.
+
+    Parameters
+    ----------
+    graph
+        What was watched.
+    masked
+        Names of the parameters that are masked whole.
+    """
+    if not masked:
+        return []
+    whole = [block for block in graph.blocks if block.removable and masked.issuperset(_weights(graph, block))]
+    exact = [block for block in whole if block.exact]
+    plain = [block for block in whole if block.kind == "plain" and not _inside(block, exact)]
+    return [block.name for block in plain if not _inside(block, plain)]
+
+
+def masked_blocks(graph: ChannelGraph, flow: Flow, passed: Sequence[str] = ()) -> list[str]:
     """Return the names of the blocks that can go, under the masks that ``flow`` has followed through the run.
 
-    A branch goes where its result is zero, whichever of its parameters make it so; a block whose removal is not the
-    same as masking only where all its parameters are masked, and if that is asked for.
+    A branch goes where its result is zero, whichever of its parameters make it so.
 
     Parameters
     ----------
@@ -23,27 +43,27 @@ def masked_blocks(graph: ChannelGraph, flow: Flow, *, exact_only: bool = True) -
         What was watched.
     flow
         What the masks do to what flows.
-    exact_only
-        Leave out blocks whose removal is not the same as masking.
+    passed
+        Names of blocks that pass their input on: they go, too.
     """
     masked = flow.masked_whole()
     results = [info for operator in graph.trace.operators for info in operator.outputs if flow.all_zero(info)]
-    if not masked and not results:
+    if not masked and not results and not passed:
         return []
-    needs = graph.remover.needs
+    remover, needs = graph.remover, graph.remover.needs
     known: dict[Info, Value] = {info: ZERO for info in results if needs.value(info) is not ZERO}
     known |= {info: ZERO for name in masked for info in needs.parameters.get(name, ())}
-    if not known and not masked:
+    if not known and not masked and not passed:
         return []
-    removal = graph.remover.removed(needs.without(known))
+    spans = [span for name in passed for span in remover.spans[name]]
+    removal = remover.removed(needs.without(passed_on(needs, spans, known)))
 
     def goes(block: Block) -> bool:
-        if block.kind == "plain" or block.sibling:
-            weights = [name for name in block.parameters if not graph.is_buffer[name]]
-            return (block.exact or not exact_only) and masked.issuperset(weights)
+        if block.sibling:
+            return masked.issuperset(_weights(graph, block))
         return block.exact and removal.holds(block.name)
 
-    found = [block for block in graph.blocks if block.removable and goes(block)]
+    found = [block for block in graph.blocks if block.name in passed or (block.removable and goes(block))]
     names = [block.name for block in _outermost(found)]
     try:
         removal_of(graph, names)
@@ -61,4 +81,12 @@ def _outermost(blocks: Sequence[Block]) -> list[Block]:
         return block.kind == "residual" and bool(parts) and frozenset().union(*parts) == block.gone
 
     whole = [block for block in blocks if not is_stage(block)]
-    return [block for block in whole if not any(block.name.startswith(f"{outer.name}.") for outer in whole)]
+    return [block for block in whole if not _inside(block, whole)]
+
+
+def _inside(block: Block, others: Sequence[Block]) -> bool:
+    return any(block.name.startswith(f"{other.name}.") for other in others)
+
+
+def _weights(graph: ChannelGraph, block: Block) -> list[str]:
+    return [name for name in block.parameters if not graph.is_buffer[name]]
