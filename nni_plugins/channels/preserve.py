@@ -86,6 +86,17 @@ class _Found:
                 waiting.append(value.__dict__)
 
 
+def drop_caches(model: nn.Module) -> None:
+    """Let modules drop what they worked out in eval mode and keep, such as biases picked from a table; modes stay.
+
+    Such a module (LeViT's attention) drops it on ``train()``, when its parameters may change.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.train()
+    for module, training in modes:
+        module.training = training
+
+
 def tensors_held(model: nn.Module) -> list[torch.Tensor]:
     """Return the tensors that modules hold beside their parameters and buffers, as attributes or in containers."""
     return _Found([module.__dict__ for module in model.modules()]).tensors

@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from nni_plugins.channels.flexible import all_flexible
-from nni_plugins.channels.preserve import preserved
+from nni_plugins.channels.preserve import drop_caches, preserved
 from nni_plugins.channels.recurrent import whole_layers
 from nni_plugins.channels.shapes import result_without_data
 
@@ -288,6 +288,7 @@ def run_recorded(
         all_flexible(model),
         _module_stack(model, on_module, on_span) as stack,
     ):
+        drop_caches(model)
         model.train(training)
         mode: Any = nullcontext()
         if data == "none":

@@ -16,6 +16,7 @@ from torch import nn
 from nni_plugins.channels.graph import ChannelGraph, refuse_wrapped
 from nni_plugins.channels.labels import Array, Cause
 from nni_plugins.channels.plan import Plan
+from nni_plugins.channels.preserve import drop_caches
 from nni_plugins.channels.rehearse import FIXED, settled
 from nni_plugins.speedup import fold, record
 from nni_plugins.speedup.activations import with_activations
@@ -147,6 +148,7 @@ class ModelSpeedup(NniModelSpeedup):
         except BaseException:
             unbake(self.bound_model, before_masks)
             raise
+        drop_caches(self.bound_model)
         self.plan = step.compaction.plan
         replaced = step.replacement.sizes if step.replacement is not None else {}
         record.attach(self.bound_model, step.compaction, step.folded.added, replaced)

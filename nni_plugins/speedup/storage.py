@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from nni_plugins.channels.preserve import drop_caches
 from nni_plugins.speedup.record import record_of, restore
 
 FORMAT = "nni-plugins compact model"
@@ -160,6 +161,7 @@ def load_compact(path: str | Path, build_model: Callable[[], nn.Module], *, devi
     record["blocks"] = json.loads(text.get("blocks", "{}"))
     restore(model, {"slices": slices, "shapes": shapes, **record})
     _fill(model.to(device), state, path)
+    drop_caches(model)
     return model.eval()
 
 
