@@ -160,7 +160,9 @@ def masked_outputs(model: nn.Module, masks: dict, inputs: list[Any]) -> list[lis
             for target, mask in targets.items():
                 parameter = parameters[f"{module}.{target}" if module else target]
                 if id(parameter) not in done:
+                    done.add(id(parameter))
                     parameter.mul_(mask)
+    twin.train().eval()  # what it kept of the weights before they were masked is dropped
     outputs = [_outputs(twin, each) for each in inputs]
     del twin, parameters
     gc.collect()
