@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from collections.abc import Set as AbstractSet
 
 from nni_plugins.channels.blocks import Block, passed_on, removal_of
 from nni_plugins.channels.call import Info
@@ -12,7 +11,7 @@ from nni_plugins.channels.values import ZERO, Value
 from nni_plugins.speedup.flow import Flow
 
 
-def passed_blocks(graph: ChannelGraph, masked: AbstractSet[str]) -> list[str]:
+def passed_blocks(graph: ChannelGraph, masked: set[str]) -> list[str]:
     """Return the names of the blocks all of whose parameters are masked, and that then pass their input on.
 
     That is not what the masks make of them: it is done where it is asked for.
