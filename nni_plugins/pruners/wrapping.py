@@ -75,6 +75,9 @@ class MaskedWrapper(ModuleWrapper):
         if not hasattr(self.module, "_nni_wrapper"):
             return
         super().unwrap()
+        # NNI leaves the class's forward, bound to this module: a replica of DataParallel's would run this one
+        if getattr(self.module.__dict__.get("forward"), "__func__", None) is type(self.module).forward:
+            del self.module.__dict__["forward"]
         # NNI puts the masked ones at the end, and an optimizer's saved state goes by the order
         held = self.module._parameters
         for name in [name for name in self._order if name in held] + [name for name in held if name not in self._order]:

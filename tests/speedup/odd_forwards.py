@@ -217,6 +217,21 @@ def experts_picked_by_a_gate():
     return Net(forward, {"gate": nn.Linear(6, 3), "experts": experts, "out": nn.Linear(6, 2)})
 
 
+@odd(vectors, b=8)
+def the_largest_written_back():
+    """Zeros, into which values are written along the channels: what comes out is not zero."""
+
+    def forward(net, x):
+        y = F.relu(net.a(x))
+        values, places = y.topk(3, -1)
+        z = F.relu(net.b(torch.zeros_like(y).scatter(-1, places, values)))
+        return net.out(F.relu(net.c(torch.zeros_like(y).index_add(-1, torch.arange(3), values))) + z)
+
+    return Net(
+        forward, {name: nn.Linear(8 if name > "a" else 6, 8) for name in ("a", "b", "c")} | {"out": nn.Linear(8, 2)}
+    )
+
+
 @odd(image, st=2, b__0__0=4, b__1__0=4)
 def shuffled_halves():
     def forward(net, x):

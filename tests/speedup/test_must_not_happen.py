@@ -14,6 +14,7 @@ import weakref
 import numpy as np
 import pytest
 import torch
+from nni.compression.pruning import L1NormPruner
 from torch import nn
 from torch.nn import functional as F
 
@@ -622,3 +623,29 @@ def test_folds_into_parameters_made_in_inference_mode():
     with torch.no_grad():
         speed_up(model, {"0": {"weight": mask}})
     assert model[0].out_channels == 5
+
+
+@pytest.mark.parametrize("theirs", [False, True], ids=["ours", "stock"])
+def test_attention_that_a_pruner_had_wrapped_loses_heads(theirs):
+    """NNI's unwrapping leaves the class's forward bound to the module, where no other class's can be run."""
+    model, x = nn.Sequential(Stock(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(2, 5, 16)
+    if theirs:
+        pruner = L1NormPruner(
+            model, [{"op_types": ["Linear"], "op_names": ["1", "0.attention.out_proj"], "sparse_ratio": 0.5}]
+        )
+    else:
+        pruner = MagnitudePruner(model, [{"op_names": ["1"], "sparse_ratio": 0.5},
+                                         {"op_types": ["MultiheadAttention"], "sparse_ratio": 0.5}], dummy_input=x)  # fmt: skip
+    _, masks = pruner.compress()
+    pruner.unwrap_model()
+    assert theirs or not any("forward" in module.__dict__ for module in model.modules())
+    if theirs:
+        model[0].attention.forward = model[0].attention.forward  # as its wrapper would leave it
+        masks["0.attention"] = {"in_proj_weight": torch.ones(48, 16), "in_proj_bias": torch.ones(48)}
+        for mask in masks["0.attention"].values():
+            mask.view(3, 4, 4, -1)[:, [0, 2]] = 0
+    speed_up(model, masks, x)
+    assert model[0].attention.num_heads == 2
+    assert model[1].out_features == 4
+    model.train()(x).sum().backward()
+    assert copy.deepcopy(model).eval()(x).shape == (2, 5, 2)

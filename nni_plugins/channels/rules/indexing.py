@@ -215,7 +215,7 @@ def scatter(call: Call) -> list[MaybeLabels]:
     if source is not None and source.shape:
         _beside(call, source, picks, dim)
     value = call.value(3, "value")
-    call.zero = _both(x, source) if source is not None and source.shape else (x.zeros if value == 0 else False)
+    call.zero = _both(x, source, dim) if source is not None and source.shape else (x.zeros if value == 0 else False)
     return list(x.labels)
 
 
@@ -234,12 +234,13 @@ def index_add(call: Call) -> list[MaybeLabels]:
             call.freeze(met, _PICKED)
         else:
             call.tie(labels, met)
-    call.zero = _both(x, source)
+    call.zero = _both(x, source, dim)
     return list(x.labels)
 
 
-def _both(x: Info, source: Info) -> list[bool]:
-    return [a and b for a, b in zip(x.zeros, source.zeros, strict=True)]
+def _both(x: Info, source: Info, written: int) -> list[bool]:
+    """Zeros stay where both have them, but for the dimension along which values are written anywhere."""
+    return [a and b and d != written for d, (a, b) in enumerate(zip(x.zeros, source.zeros, strict=True))]
 
 
 @rule("aten.masked_scatter")
