@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from nni_plugins.speedup import ModelSpeedup
-from tests.random_networks import trained_like
+from tests.random_networks import RandomCNN, trained_like
 
 
 class Net(nn.Module):
@@ -312,3 +312,68 @@ def test_there_are_no_other_pruners_in_nni():
 
     assert find_spec("nni.algorithms.compression") is None
     assert find_spec("nni.compression.pytorch") is None
+
+
+def random_masks(model, seed):
+    """Kernels, rows, columns, biases and norms, masked at random, in some layers."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def chance(*shape):
+        return torch.rand(shape or (1,), generator=generator)
+
+    share = (0.3, 0.6, 0.8, 0.9)[seed % 4]
+    masks = {}
+    for name, module in model.named_modules():
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)) and chance() < 0.9:
+            weight = module.weight
+            kernels = (chance(*weight.shape[:2]) > share).double()
+            if chance() < 0.3:
+                kernels[chance(weight.shape[0]) > 0.5] = 0
+            if chance() < 0.3:
+                kernels[:, chance(weight.shape[1]) > 0.5] = 0
+            masks[name] = {"weight": kernels.reshape(*kernels.shape, *[1] * (weight.dim() - 2))}
+            if module.bias is not None and chance() < 0.5:
+                masks[name]["bias"] = (chance(*module.bias.shape) > 0.5).double()
+        elif isinstance(module, nn.BatchNorm2d) and module.affine and chance() < 0.3:
+            masks[name] = {"weight": (chance(*module.weight.shape) > 0.5).double()}
+            if chance() < 0.5:
+                masks[name]["bias"] = masks[name]["weight"]
+    return masks
+
+
+class HalfDead(nn.Module):
+    """Two groups, cut to the same channels: one channel of a unit is zero, the other is not."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.up, self.last = nn.Conv2d(3, 8, 1), nn.ConvTranspose2d(8, 4, 1, groups=2), nn.Conv2d(4, 2, 1)
+        self.scale = nn.Parameter(torch.rand(1, 4, 1, 1) + 0.5)
+
+    def forward(self, x):
+        return self.last(self.up(self.first(x).relu()) * self.scale)
+
+
+def test_half_a_unit_does_not_go_with_the_other_half():
+    torch.manual_seed(0)
+    model = HalfDead().double()
+    weight, bias = torch.ones(8, 2, 1, 1), torch.ones(4)
+    weight[:4, 1], bias[1] = 0, 0
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    masks = {"up": {"weight": weight, "bias": bias}}
+    expected = masked_output(model, masks, x)
+    speedup = ModelSpeedup(model, x, masks)
+    assert torch.allclose(speedup.speedup_model()(x), expected)
+    assert not speedup.report.put_back
+    assert not speedup.report.removed
+
+
+@pytest.mark.parametrize("seed", [*range(20), 59, 138])
+def test_random_kernels_of_random_networks(seed):
+    model = RandomCNN(seed, padded=False).double().eval()
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    masks = random_masks(model, seed)
+    expected = masked_output(model, masks, x)
+    speedup = ModelSpeedup(model, x, masks)
+    compact = speedup.speedup_model()
+    assert (compact(x) - expected).abs().max() <= 1e-9 * expected.abs().max()
+    assert not speedup.report.put_back
