@@ -87,7 +87,10 @@ class Compaction:
                 continue
             gradient, tensor.grad = tensor.grad, None
             data = sliced(tensor.data, index)
-            replace_data(tensor, data if mask is None else under(data, sliced(mask, index)))
+            if mask is not None:
+                left = sliced(mask, index)
+                data = data if bool((left == 1).all()) else under(data, left)
+            replace_data(tensor, data)
             if gradient is not None:
                 tensor.grad = sliced(gradient, index)
         for module, attribute, value in resized(self.plan, self._modules, self._skip):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Mapping
 from numbers import Number
 from pathlib import Path
@@ -129,7 +130,8 @@ def parameter_masks(model: nn.Module, masks: NniMasks) -> dict[str, torch.Tensor
     """
     names = {id(p): name for name, p in model.named_parameters()}
     found: dict[str, torch.Tensor] = {}
-    for where, module, target, mask in _entries(model, masks):
+    for where, module, target, value in _entries(model, masks):
+        mask = _tensor(value, where)
         if target.startswith(ACTIVATIONS):
             continue
         parameter = getattr(module, target, None)
@@ -153,14 +155,15 @@ def activation_masks(model: nn.Module, masks: NniMasks) -> dict[tuple[str, str],
     Masks that mask nothing are left out.
     """
     names = {id(module): name for name, module in model.named_modules()}
-    return {
-        (names[id(module)], target): mask
-        for _, module, target, mask in _entries(model, masks)
-        if target.startswith(ACTIVATIONS) and not bool(mask.all())
-    }
+    found = [
+        ((names[id(module)], target), _tensor(value, where))
+        for where, module, target, value in _entries(model, masks)
+        if target.startswith(ACTIVATIONS)
+    ]
+    return {place: mask for place, mask in found if not bool(mask.all())}
 
 
-def _entries(model: nn.Module, masks: NniMasks) -> list[tuple[str, nn.Module, str, torch.Tensor]]:
+def _entries(model: nn.Module, masks: NniMasks) -> list[tuple[str, nn.Module, str, Any]]:
     """Return every mask that is given, with its full name, module and target."""
     _refuse_torch_prune(model)
     modules = dict(model.named_modules(remove_duplicate=False))
@@ -172,7 +175,7 @@ def _entries(model: nn.Module, masks: NniMasks) -> list[tuple[str, nn.Module, st
         for target, mask in targets.items():
             if mask is not None:
                 where = f"{name}.{target}" if name else target
-                found.append((where, module, target, _tensor(mask, where)))
+                found.append((where, module, target, mask))
     return found
 
 
@@ -200,7 +203,7 @@ def _tensor(mask: Any, where: str) -> torch.Tensor:
         raise ValueError(f"masks: {where} has a {type(mask).__name__} for a mask; it must be a tensor")
     mask = mask.detach()
     mask = mask if mask.layout == torch.strided else mask.to_dense()
-    if mask.is_floating_point() and not bool(torch.isfinite(mask).all()):
+    if mask.is_floating_point() and not math.isfinite(mask.sum(dtype=torch.promote_types(mask.dtype, torch.float32))):
         raise ValueError(f"masks: {where} has a mask that is not finite everywhere")
     return mask
 
