@@ -103,6 +103,7 @@ def prove(model, x, expected, stays=()):
         ``{group: units}`` of every prunable group; negative where removing is not masking.
     stays
         Groups that masks of their producers alone cannot take out: something else still depends on what they leave.
+        None where only masks of all that belongs to a unit are tried.
     """
     model = drawn(model.double().eval())
     x = tuple(t.double() if t.is_floating_point() else t for t in (x if isinstance(x, tuple) else (x,)))
@@ -115,8 +116,11 @@ def prove(model, x, expected, stays=()):
     plan = Plan(graph, half)
     if not plan.kept:
         return graph
-    few = {name: count for name, count in plan.counts.items() if name not in stays}
-    for masks, counts in ((plan.masks(model), plan.counts), (producers_only(plan, model), few)):
+    trials = [(plan.masks(model), plan.counts)]
+    if stays is not None:
+        few = {name: count for name, count in plan.counts.items() if name not in stays}
+        trials.append((producers_only(plan, model), few))
+    for masks, counts in trials:
         wanted = outputs(masked_copy(model, masks), x)
         assert all(torch.isfinite(t).all() for t in wanted)
         compact = copy.deepcopy(model)
