@@ -92,7 +92,8 @@ class _Finder:
         names = self.remover.below(name)
         spans = self.remover.spans[name]
         results = [info for span in spans for info in leaves(span.output)]
-        if not names or not results:
+        given = any(info.dynamic for span in spans for _, info in span.arguments)
+        if not names or not results or not given:
             return
         own = self.remover.owned([name])
         change = self._needs.without(masked(self._graph, names))
@@ -101,6 +102,8 @@ class _Finder:
             return
         if kind == "plain":
             change = self._needs.without(passed_on(self._needs, spans, {}))
+        if not self._needs.depends_on_input(change):
+            return
         removal, reason = self._removal(name, spans, change, names - own)
         removable = not reason
         if kind == "plain":

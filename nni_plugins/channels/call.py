@@ -40,6 +40,8 @@ class Info:
         How many operators had run when it was made or last written.
     dtype
         Its element type.
+    order
+        The order of its dimensions in memory, outermost first, of what modules are given and return.
     """
 
     shape: tuple[int, ...]
@@ -49,6 +51,7 @@ class Info:
     parameter: str = ""
     made: int = 0
     dtype: torch.dtype | None = None
+    order: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         rank, zero = len(self.shape), self.zero

@@ -24,10 +24,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Passed:
-    """What stands in for a result: the argument at ``path``, copied where somebody writes into it later."""
+    """What stands in for a result: the argument at ``path``, copied where somebody writes into it later.
+
+    ``order`` is that of its dimensions in memory, outermost first; None where it is that of the argument.
+    """
 
     path: Path
     copied: bool = False
+    order: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -41,10 +45,11 @@ class Size:
 
 @dataclass(frozen=True)
 class Zeros:
-    """What stands in for a result: zeros, typed and placed as the argument at ``path``."""
+    """What stands in for a result: zeros, typed and placed as the argument at ``path``; ``order`` as above."""
 
     path: Path
     sizes: tuple[Size | _Labels | int, ...]
+    order: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,7 +198,8 @@ class Remover:
         if isinstance(value, Same):
             for path, given in span.arguments:
                 if self.needs.value(given, change) == value and given.dtype == info.dtype:
-                    return Passed(path, copied=self._last_write.get(info, -1) >= span.end)
+                    order = None if _ordered(given) == _ordered(info) else info.order
+                    return Passed(path, copied=self._last_write.get(info, -1) >= span.end, order=order)
             if self.needs.uses(value.root, change) > 0:
                 raise CannotStandIn("somebody needs its result")
         try:
@@ -208,7 +214,8 @@ class Remover:
         if not alike:
             raise CannotStandIn("no argument has the element type of its result")
         sizes = tuple(self._size(info, dim, alike) for dim in range(len(info.shape)))
-        return Zeros(alike[0][0], sizes)
+        order = _ordered(info)
+        return Zeros(alike[0][0], sizes, None if list(order) == sorted(order) else info.order)
 
     def _size(self, info: Info, dim: int, arguments: list[tuple[Path, Info]]) -> Size | _Labels | int:
         size, labels = info.shape[dim], info.labels[dim]
@@ -293,9 +300,10 @@ def is_below(name: str, places: Collection[str]) -> bool:
 
 def _plain(result: Any, count: Callable[[Array], int]) -> Any:
     if isinstance(result, Passed):
-        return {"pass": list(result.path), "copy": result.copied}
+        return {"pass": list(result.path), "copy": result.copied, "order": _plain_order(result.order)}
     if isinstance(result, Zeros):
-        return {"zeros": list(result.path), "shape": [_plain_size(size, count) for size in result.sizes]}
+        shape = [_plain_size(size, count) for size in result.sizes]
+        return {"zeros": list(result.path), "shape": shape, "order": _plain_order(result.order)}
     if isinstance(result, Argument):
         return {"object": list(result.path)}
     if isinstance(result, (tuple, list)):
@@ -303,6 +311,15 @@ def _plain(result: Any, count: Callable[[Array], int]) -> Any:
     if isinstance(result, dict):
         return {"dict": {key: _plain(item, count) for key, item in result.items()}}
     return {"plain": result}
+
+
+def _plain_order(order: tuple[int, ...] | None) -> list[int] | None:
+    return None if order is None else list(order)
+
+
+def _ordered(info: Info) -> tuple[int, ...]:
+    """The order in memory of the dimensions of which there is more than one index."""
+    return tuple(dim for dim in info.order or range(len(info.shape)) if info.shape[dim] > 1)
 
 
 def _plain_size(size: Any, count: Callable[[Array], int]) -> Any:

@@ -14,10 +14,38 @@ import torch
 from torch import Tensor, nn
 
 
+class Gone:
+    """What a tensor of a removed module was like, for parents that ask: ``layer.weight.dtype``."""
+
+    def __init__(self, holder: nn.Module, shape: tuple[int, ...]) -> None:
+        self._holder = holder
+        self.shape = torch.Size(shape)
+        self.ndim = len(shape)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._like.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self._like.device
+
+    @property
+    def _like(self) -> Tensor:
+        return self._holder._stand_in_like  # type: ignore[return-value]
+
+    def size(self, dim: int | None = None) -> Any:
+        return self.shape if dim is None else self.shape[dim]
+
+    def dim(self) -> int:
+        return self.ndim
+
+
 class StandIn(nn.Module):
     """In place of a removed module: it has no parameters, and takes any arguments.
 
-    What it returns is plain data: ``{'pass': path}`` an argument, ``{'zeros': path, 'shape': sizes}`` zeros like an
+    What it returns is plain data: ``{'pass': path}`` an argument (``'copy'`` says whether a copy, and ``'order'`` in
+    which order of its dimensions, outermost first, it lies in memory; None means as it does), ``{'zeros': path, 'shape': sizes}`` zeros like an
     argument (a size is the name of an attribute, or a dimension of an argument and the windows that were slid along
     it), ``{'object': path}`` an object that it is given, ``{'plain': value}``, and ``{'tuple': [...]}``, ``{'list': [...]}`` and
     ``{'dict': {...}}`` of these. A path is a position or a keyword, and then places in what is nested there.
@@ -25,6 +53,11 @@ class StandIn(nn.Module):
 
     _stand_in_result: dict[str, Any]
     _stand_in_names: list[str]  # of the arguments of the module that it stands in for
+    _stand_in_like: Tensor  # empty; of the type and place of the parameters that are gone
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        self._stand_in_like = fn(self._stand_in_like)
+        return super()._apply(fn, recurse)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self._made(self._stand_in_result, args, kwargs)
@@ -32,10 +65,16 @@ class StandIn(nn.Module):
     def _made(self, result: dict[str, Any], args: tuple, kwargs: dict[str, Any]) -> Any:
         if "pass" in result:
             given = self._given(result["pass"], args, kwargs)
+            if result["order"] is not None:
+                given = given.permute(result["order"]).contiguous().permute(_inverse(result["order"]))
             return given.clone() if result["copy"] else given
         if "zeros" in result:
             like: Tensor = self._given(result["zeros"], args, kwargs)
-            return like.new_zeros([self._size(size, args, kwargs) for size in result["shape"]])
+            shape = [self._size(size, args, kwargs) for size in result["shape"]]
+            order = result["order"]
+            if order is None:
+                return like.new_zeros(shape)
+            return like.new_zeros([shape[dim] for dim in order]).permute(_inverse(order))
         if "object" in result:
             return self._given(result["object"], args, kwargs)
         if "tuple" in result:
@@ -70,6 +109,10 @@ class StandIn(nn.Module):
         return value
 
 
+def _inverse(order: list[int]) -> list[int]:
+    return [order.index(dim) for dim in range(len(order))]
+
+
 class Passing(StandIn):
     """In place of a removed module whose result now equals an argument."""
 
@@ -89,7 +132,7 @@ def stand_in(module: nn.Module, result: Mapping[str, Any]) -> Callable[[], None]
 
     It stays the same object, in the same places, with its mode, its forward hooks and its plain attributes, since
     parents read some; also what they read of its children (``layer.self_attn.batch_first``), but these are no modules
-    any more. Its parameters and buffers are None.
+    any more. Of its parameters and buffers there is what they were like (:class:`Gone`).
 
     Returns
     -------
@@ -97,7 +140,9 @@ def stand_in(module: nn.Module, result: Mapping[str, Any]) -> Callable[[], None]
         Takes it back.
     """
     own, kind = dict(module.__dict__), type(module)
-    kept = {**_of_class(kind), **_attributes(module)}
+    kept = {**_of_class(kind), **_attributes(module, module)}
+    tensors = sorted([*module.parameters(), *module.buffers()], key=lambda tensor: not tensor.is_floating_point())
+    kept["_stand_in_like"] = tensors[0].detach().new_empty(0) if tensors else torch.empty(0)
     for key in _HOOKS:
         kept[key] = type(own[key])((i, hook) for i, hook in own[key].items() if not _is_of(hook, module))
     kept["training"] = own["training"]
@@ -107,8 +152,6 @@ def stand_in(module: nn.Module, result: Mapping[str, Any]) -> Callable[[], None]
     module.__dict__.clear()
     nn.Module.__init__(module)
     module.__dict__.update(kept)
-    for part in ("_parameters", "_buffers"):
-        module.__dict__[part].update(dict.fromkeys(own[part]))
 
     def take_back() -> None:
         module.__class__ = kind
@@ -171,15 +214,17 @@ def _of_class(kind: type) -> dict[str, Any]:
     }
 
 
-def _attributes(module: nn.Module) -> dict[str, Any]:
-    """Return the plain attributes of a module; of its children, a namespace of theirs."""
+def _attributes(module: nn.Module, holder: nn.Module) -> dict[str, Any]:
+    """Return the plain attributes of a module, what its tensors were like, and a namespace of these for each child."""
     own = {key: value for key, value in module.__dict__.items() if key not in _INTERNAL}
     kept = {key: value for key, value in own.items() if _plain(value)}
+    for key, tensor in [*module._parameters.items(), *module._buffers.items()]:
+        kept[key] = None if tensor is None else Gone(holder, tuple(tensor.shape))
     for name, child in module._modules.items():
+        kept[name] = child
         if child is not None:
-            empty = {**dict.fromkeys(child._parameters), **dict.fromkeys(child._buffers)}
-            kept[name] = SimpleNamespace(**{**_of_class(type(child)), **empty, **_attributes(child)})
-            kept[name].training = child.training
+            inner = {**_of_class(type(child)), **_attributes(child, holder), "training": child.training}
+            kept[name] = SimpleNamespace(**inner)
     return kept
 
 

@@ -194,7 +194,7 @@ class Trace:
 
     def _on_enter(self, name: str, args: tuple, kwargs: dict) -> None:
         found = list(_arguments((*enumerate(args), *kwargs.items())))
-        arguments = [(path, self.info(value)) for path, value in found if isinstance(value, torch.Tensor)]
+        arguments = [(path, self._placed(value)) for path, value in found if isinstance(value, torch.Tensor)]
         span = Span(name, len(self.operators), arguments)
         self.spans.append(span)
         self._open.append((span, {id(value): path for path, value in reversed(found)}))
@@ -208,9 +208,17 @@ class Trace:
                 return
             span.output = Other("nothing", ())
 
+    def _placed(self, tensor: torch.Tensor) -> Info:
+        """Return what is known of a tensor, and from now on how it lies in memory, too."""
+        info = self.info(tensor)
+        if info.order is None:
+            strides = tensor.stride()
+            info.order = tuple(sorted(range(tensor.dim()), key=lambda dim: -strides[dim]))
+        return info
+
     def _structure(self, value: Any, objects: dict[int, Path]) -> Any:
         if isinstance(value, torch.Tensor):
-            return self.info(value)
+            return self._placed(value)
         if value is None or isinstance(value, (bool, int, float, str)):
             return value
         if type(value) in (tuple, list):
