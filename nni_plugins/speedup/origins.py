@@ -37,7 +37,8 @@ def masks_of_zeros(model: nn.Module, threshold: float = 0.0) -> Masks:
         for target, parameter in own.items():
             mask = _nonzero(parameter, threshold)
             if not mask.any():
-                rows = _rows(own.get("weight"), threshold) if target == "bias" else None
+                made_of = own.get("weight") if target == "bias" and not getattr(module, "transposed", False) else None
+                rows = _rows(made_of, threshold)
                 mask = torch.ones_like(mask) if rows is None or rows.shape != mask.shape else rows
             if not mask.all():
                 found[target] = mask.to(parameter.dtype)

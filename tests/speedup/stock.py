@@ -296,6 +296,8 @@ CASES = {
     "gru without biases": Case(lambda: Recurrent(nn.GRU, bias=False), WORDS, "updaters", ("a", "r")),
     "rnn": Case(lambda: Recurrent(nn.RNN), WORDS, "updaters", ("a", "r")),
     "lstm cell": Case(lambda: Cell(nn.LSTMCell), WORDS, "updaters", ("a", "cell")),
+    "lstm with a projection": Case(lambda: Recurrent(nn.LSTM, proj_size=6), WORDS, "updaters", ("a", "r")),
+    "rnn cell": Case(lambda: Cell(nn.RNNCell), WORDS, "updaters", ("a", "cell")),
     "gru cell": Case(lambda: Cell(nn.GRUCell), WORDS, "updaters", ("a", "cell")),
     "encoder layer": Case(lambda: Closed(layer(nn.TransformerEncoderLayer)), (2, 5, 16), "updaters"),
     "encoder": Case(
