@@ -91,7 +91,7 @@ def _nested(masks: Mapping[str, Any], what: str) -> NniMasks:
     }
     if not flat:
         for name, value in masks.items():
-            if not (isinstance(value, (torch.Tensor, np.ndarray)) and _is_binary(value)):
+            if value is not None and not (isinstance(value, (torch.Tensor, np.ndarray)) and _is_binary(value)):
                 raise ValueError(
                     f"{what}: {name!r} holds no mask of 0 and 1; {{module: {{target: mask}}}}, {{name: mask}} or the "
                     "state_dict of a masked model is needed"

@@ -1,6 +1,7 @@
 """Masks in every form that they come in, read the same; wrong ones refused in one line, the model unharmed."""
 
 import copy
+import pickle
 from collections import OrderedDict, defaultdict
 
 import numpy as np
@@ -95,6 +96,7 @@ FORMS = {
     "broadcast": lambda masks, folder: mapped(narrow, masks),
     "a number": lambda masks, folder: {**masks, "head": {**masks["head"], "bias": 1}},
     "flat": lambda masks, folder: flat(masks),
+    "flat, bias None": lambda masks, folder: {**flat(masks), "next.bias": None},
     "flat, by name of mask": lambda masks, folder: {f"{n}_mask": m for n, m in flat(masks).items()},
     "module.": lambda masks, folder: {f"module.{m}" if m else "module": t for m, t in masks.items()},
     "_orig_mod.": lambda masks, folder: {f"_orig_mod.{m}": t for m, t in masks.items() if m} | {"": masks[""]},
@@ -167,6 +169,17 @@ def test_masks_on_another_device(tmp_path):
     assert ModelSpeedup(model, X, masks).speedup_model().conv.out_channels == 5
     model = make().cuda()
     assert ModelSpeedup(model, X.cuda(), masks_of(make())).speedup_model().conv.out_channels == 5
+
+
+def test_masks_saved_on_a_gpu_are_read_without_one(tmp_path, monkeypatch):
+    model = make()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
+        path = saved(tmp_path, masks_of(model))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises((RuntimeError, pickle.UnpicklingError), match="CUDA"):
+        torch.load(path, weights_only=True)
+    assert ModelSpeedup(model, X, path).speedup_model().conv.out_channels == 5
 
 
 def test_parameters_that_are_shared_share_their_masks():

@@ -56,7 +56,7 @@ def load_masks(file: Any, map_location: Any = None) -> Any:
     file
         Path or open binary file, written by ``torch.save(masks, file)``.
     map_location
-        As of ``torch.load``.
+        As of ``torch.load``; by default, what was saved on a GPU comes to the CPU where there is no GPU.
 
     Returns
     -------
@@ -65,6 +65,8 @@ def load_masks(file: Any, map_location: Any = None) -> Any:
     """
     import torch
 
+    if map_location is None and not torch.cuda.is_available():
+        map_location = "cpu"
     allowed: list[Any] = [_plain_dict, dict, *_array_parts()]
     if not hasattr(torch.serialization, "safe_globals"):  # torch 2.4
         before = torch.serialization.get_safe_globals()
