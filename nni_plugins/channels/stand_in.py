@@ -44,11 +44,15 @@ class Gone:
 class StandIn(nn.Module):
     """In place of a removed module: it has no parameters, and takes any arguments.
 
-    What it returns is plain data: ``{'pass': path}`` an argument (``'copy'`` says whether a copy, and ``'order'`` in
-    which order of its dimensions, outermost first, it lies in memory; None means as it does), ``{'zeros': path, 'shape': sizes}`` zeros like an
-    argument (a size is the name of an attribute, or a dimension of an argument and the windows that were slid along
-    it), ``{'object': path}`` an object that it is given, ``{'plain': value}``, and ``{'tuple': [...]}``, ``{'list': [...]}`` and
-    ``{'dict': {...}}`` of these. A path is a position or a keyword, and then places in what is nested there.
+    What it returns is plain data. A path is a position or a keyword, and then places in what is nested there.
+
+    - ``{'pass': path, 'copy': bool, 'order': order}``: an argument, or a copy of it
+    - ``{'zeros': path, 'shape': sizes, 'order': order}``: zeros like an argument; a size is the name of an attribute or
+      a dimension of an argument and the windows that were slid along it
+    - ``{'object': path}``: an object that it is given; ``{'plain': value}``: a value
+    - ``{'tuple': [...]}``, ``{'list': [...]}``, ``{'dict': {...}}`` of these
+
+    The order is that of the dimensions in memory, outermost first; None where it is the usual one, or the argument's.
     """
 
     _stand_in_result: dict[str, Any]

@@ -310,8 +310,49 @@ def test_what_is_written_into_later_is_copied():
 
     model = trained(Net())
     graph = ChannelGraph.watch(model, IMAGE, rehearse=False)
-    assert Plan(graph, {}, ["block"]).stand_ins()["block"] == {"pass": [0], "copy": True}
+    assert Plan(graph, {}, ["block"]).stand_ins()["block"] == {"pass": [0], "copy": True, "order": None}
     assert error(model, graph, ["block"], IMAGE) < 1e-12
+
+
+def test_a_stand_in_lies_in_memory_as_what_it_stands_for():
+    """Else a ``view`` behind it fails, or other operators run."""
+
+    class Turned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(6, 6, 1)
+
+        def forward(self, x):
+            return (x + self.conv(x)).contiguous()
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lin, self.block = nn.Linear(3, 6), Turned()
+            self.mlp = Mlp(6, 8)
+
+        def forward(self, x):
+            x = self.lin(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+            x = self.block(x).view(x.shape[0], 6, -1)
+            return x + self.mlp(x.transpose(1, 2)).transpose(1, 2)
+
+    model = trained(Net())
+    graph = ChannelGraph.watch(model, IMAGE, rehearse=False)
+    for name in ("block", "mlp"):
+        assert error(model, graph, [name], IMAGE) < 1e-12
+        assert error(model, graph, [name], IMAGE.to(memory_format=torch.channels_last)) < 1e-12
+        assert Replay(Plan(graph, {}, [name]), IMAGE).run(model) is None
+
+
+def test_what_is_gone_tells_what_it_was_like():
+    model = trained(Transformer())
+    graph = ChannelGraph.watch(model, TOKENS, rehearse=False)
+    small = without(model, graph, ["blocks.0", "blocks.1.mlp"])
+    assert small.blocks[0].mlp.fc1.weight.shape == (32, 16)
+    assert small.blocks[1].mlp.fc1.weight.dtype == torch.float64
+    assert deepcopy(small).half().blocks[1].norm2.weight.dtype == torch.float16
+    assert small.to("meta").blocks[0].attn.qkv.bias.device.type == "meta"
+    assert not [name for name in small.state_dict() if name.startswith(("blocks.0", "blocks.1.mlp"))]
 
 
 def test_macs_and_parameters_are_what_torch_counts(resnet):
@@ -349,7 +390,7 @@ def test_a_stand_in_can_be_taken_back(resnet):
     before, state = model(IMAGE), dict(model.layer1[0].__dict__)
     seen = []
     model.layer1[0].register_forward_hook(lambda *call: seen.append(call[2]))
-    take_back = stand_in(model.layer1[0], {"pass": [0], "copy": False})
+    take_back = stand_in(model.layer1[0], {"pass": [0], "copy": False, "order": None})
     assert isinstance(model.layer1[0], Passing)
     assert not list(model.layer1[0].parameters())
     assert model.layer1[0].conv1.stride == (1, 1)
@@ -368,7 +409,7 @@ def test_names_that_are_none(resnet):
 
 
 def test_a_block_that_the_model_does_not_run_without_is_put_back():
-    """Its parent reads a weight of it: nobody can know before it is tried."""
+    """Its parent computes with a weight of it: nobody can know before it is tried."""
 
     class Net(nn.Module):
         def __init__(self):
@@ -377,7 +418,7 @@ def test_a_block_that_the_model_does_not_run_without_is_put_back():
 
         def forward(self, x):
             for block in self.blocks:
-                x = x + block(x).to(self.blocks[1].fc2.weight.dtype)
+                x = x + block(x) + 0 * self.blocks[1].fc2.weight.sum()
             return x
 
     from nni_plugins.channels.rehearse import settled
