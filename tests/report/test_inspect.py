@@ -142,7 +142,7 @@ def test_shares_of_latency_make_up_the_whole(nets: Path) -> None:
     assert again["latency"]["taken"] == 0 < latency["taken"]
     assert again["groups"] == report["groups"]
     fresh = found(f"{nets}:net", "--input", "1x3x32x32", "--fresh")
-    assert fresh["latency"]["taken"] == 1
+    assert 1 < fresh["latency"]["taken"] < latency["taken"] / 3
     assert "model_ms_at" not in fresh["groups"][0]
 
 

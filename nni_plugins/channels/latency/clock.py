@@ -9,22 +9,35 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nni_plugins.channels.call import output_tensors
-from nni_plugins.channels.latency.operators import Operand, operands, replace_operands
+from nni_plugins.channels.latency.operators import Operand, key_of, operands, replace_operands
 from nni_plugins.channels.preserve import preserved, random_state_kept
 from nni_plugins.channels.watch import as_arguments, run_recorded
 
-#: A call with its arguments: operands in place of tensors.
-Variant = tuple[Any, tuple, dict]
+
+class Variant(NamedTuple):
+    """A call, with operands in place of tensors; ``cold`` where a run would find the weights in memory only."""
+
+    func: Any
+    args: tuple
+    kwargs: dict
+    cold: bool
+
+    @property
+    def key(self) -> str:
+        """The signature by which its time is kept."""
+        return ("cold " if self.cold else "") + key_of(self.func, self.args, self.kwargs)
+
 
 _ALIGNED = 64  # elements between two tensors of the pool
 _CALLS = 8  # between two events on a GPU: one alone would be the time of its launch
+_LEAST_MS = 1e-5
 _MMAP = 31 << 20  # the largest block that malloc may take to its heap
 
 
@@ -68,15 +81,18 @@ class Clock:
     threads
         CPU threads of a call. With one, the time is the thread's CPU time, so that what else the machine does counts
         little; with more it is the time on the wall; on a GPU it is that between two events.
-    cold
-        Whether weights are read from memory: true of models that do not fit into the cache.
+
+    Attributes
+    ----------
+    call_ms
+        What a call from Python takes (:meth:`time_call`): no part of any operator's time.
     """
 
-    def __init__(self, device: torch.device, threads: int, cold: bool) -> None:
+    def __init__(self, device: torch.device, threads: int) -> None:
         self.device = device
         self.threads = threads
-        self.cold = cold
         self._pools: dict[torch.dtype, torch.Tensor] = {}
+        self.call_ms = 0.0
 
     @contextmanager
     def ready(self) -> Iterator[None]:
@@ -98,7 +114,7 @@ class Clock:
         Variants take turns, so that a disturbance meets all of them. At least ``low`` turns are taken, and no new one
         after ``seconds``, or after ``high``.
         """
-        prepared = [self._prepare(*variant) for variant in variants]
+        prepared = [self._prepare(variant) for variant in variants]
         times: list[list[float]] = [[] for _ in variants]
         for index, one in enumerate(prepared):
             if one is not None and not self._try(one):
@@ -110,14 +126,22 @@ class Clock:
             for one, found in zip(prepared, times, strict=True):
                 if one is not None:
                     found.append(self._once(one, turn))
-        return [1000 * typical(found) if found else None for found in times]
+        return [self._net(found) if found else None for found in times]
+
+    def time_call(self) -> float:
+        """Return the milliseconds of calling, from Python, an operator that does nothing; 0 where calls do not wait."""
+        if self.device.type != "cpu":
+            return 0.0
+        tensor, nothing = torch.empty(1), torch.ops.aten.detach.default
+        with self.ready():
+            return 1000 * typical([self._stopped(lambda: nothing(tensor)) for _ in range(300)])
 
     def time_model(
         self, model: nn.Module, dummy_input: Any, seconds: float, low: int = 5, high: int = 30
     ) -> tuple[float, list[float]]:
         """Return the time of a model's run, and of each operator within it, in milliseconds.
 
-        Runs as they are and runs in which operators are timed take turns.
+        Runs as they are, each after one that does not count, and runs in which operators are timed take turns.
         """
         args, kwargs = as_arguments(dummy_input)
         whole: list[float] = []
@@ -128,6 +152,7 @@ class Clock:
             for turn in range(-2, high):  # the first two warm up
                 if turn >= low and time.perf_counter() > end:
                     break
+                model(*args, **kwargs)  # the other kind of run left the caches in another state
                 took = self._stopped(lambda: model(*args, **kwargs))
                 stopwatch = _Stopwatch(self._stopped)
                 times: list[float] = []
@@ -136,19 +161,22 @@ class Clock:
                 if turn >= 0:
                     whole.append(took)
                     parts.append(times)
-        return 1000 * typical(whole), [1000 * typical(times) for times in zip(*parts, strict=True)]
+        return 1000 * typical(whole), [self._net(times) for times in zip(*parts, strict=True)]
+
+    def _net(self, times: Sequence[float]) -> float:
+        return max(1000 * typical(times) - self.call_ms, _LEAST_MS)
 
     def release(self) -> None:
         """Free the memory that operands lay in."""
         self._pools.clear()
 
-    def _prepare(self, func: Any, args: tuple, kwargs: dict) -> _Prepared | None:
+    def _prepare(self, variant: Variant) -> _Prepared | None:
         try:
-            return self._laid_out(func, args, kwargs)
+            return self._laid_out(*variant)
         except (RuntimeError, TypeError, ValueError):  # a layout or a type that no tensor can be made of
             return None
 
-    def _laid_out(self, func: Any, args: tuple, kwargs: dict) -> _Prepared:
+    def _laid_out(self, func: Any, args: tuple, kwargs: dict, cold: bool) -> _Prepared:
         found = list(operands((args, kwargs)))
         fixed: dict[torch.dtype, int] = {}
         places: list[tuple[int, int]] = []
@@ -157,7 +185,7 @@ class Clock:
             copies = 1 if operand.held else 2
             places.append((start, start + _room(operand)))
             fixed[operand.dtype] = start + (0 if operand.held else copies * _room(operand))
-        ring = self._ring(found)
+        ring = self._ring(found) if cold else 1
         step = {dtype: sum(_room(o) for o in found if o.held and o.dtype == dtype) for dtype in fixed}
         pools = {dtype: self._pool(dtype, fixed[dtype] + ring * step[dtype]) for dtype in fixed}
         warm = [
@@ -183,7 +211,7 @@ class Clock:
     def _ring(self, found: list[Operand]) -> int:
         """How many copies of the weights take turns, so that none is in the cache when its turn comes."""
         size = sum(_room(o) * o.dtype.itemsize for o in found if o.held)
-        return 1 if not self.cold or not size else max(1, min(64, -(-2 * cache_bytes(self.device) // size)))
+        return max(1, min(64, -(-2 * cache_bytes(self.device) // size))) if size else 1
 
     def _pool(self, dtype: torch.dtype, length: int) -> torch.Tensor:
         pool = self._pools.get(dtype)

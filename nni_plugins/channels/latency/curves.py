@@ -1,14 +1,15 @@
 """How an operator's time depends on one or two sizes: measured at some, interpolated between them.
 
 Times are not smooth in a size: kernels work on blocks of channels, so they rise by steps, and sizes that are no
-multiple of eight may take another kernel. Along each size there are therefore two curves, of multiples of eight and of
-others; where two sizes change at once, their shares are multiplied, and corrected by what a coarse grid measured.
+multiple of eight may take another kernel. Along each size there are therefore two curves, of multiples of eight (even)
+and of others (odd). Where two sizes change at once, their shares are multiplied, and corrected by what a coarse grid
+measured, one where both are even and one where both are odd.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -27,7 +28,13 @@ class Axis(NamedTuple):
     full: int
     even: tuple[int, ...]
     odd: tuple[int, ...]
-    coarse: tuple[int, ...]
+    coarse_even: tuple[int, ...]
+    coarse_odd: tuple[int, ...]
+
+    @property
+    def coarse(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Knots along this size of the grids: the even one and the odd one."""
+        return self.coarse_even, self.coarse_odd
 
 
 def axis(full: int) -> Axis:
@@ -38,8 +45,10 @@ def axis(full: int) -> Axis:
     odd: set[int] = set()
     if unit > 1:
         odd = {size - _OFF for size in (even[1::2] if len(even) > 4 else even[1:])} | {MULTIPLE - _OFF}
-    coarse = {even[round((len(even) - 1) * part)] for part in (0.25, 0.5)} | {full}
-    return Axis(full, tuple(even), tuple(sorted(odd)), tuple(sorted(coarse)))
+    off = sorted(odd)
+    coarse_even = {even[round((len(even) - 1) * part)] for part in (0.25, 0.5)} | {full}
+    coarse_odd = {off[round((len(off) - 1) * part)] for part in (0.25, 0.5, 1.0)} if off else set()
+    return Axis(full, tuple(even), tuple(off), tuple(sorted(coarse_even)), tuple(sorted(coarse_odd)))
 
 
 def points(axes: Sequence[Axis]) -> list[tuple[int, ...]]:
@@ -50,7 +59,8 @@ def points(axes: Sequence[Axis]) -> list[tuple[int, ...]]:
         for size in (*one.even, *one.odd):
             found[_with(full, place, size)] = None
     if len(axes) == 2:
-        found.update(dict.fromkeys((a, b) for a in axes[0].coarse for b in axes[1].coarse))
+        for first, second in zip(axes[0].coarse, axes[1].coarse, strict=True):
+            found.update(dict.fromkeys((a, b) for a in first for b in second))
     return list(found)
 
 
@@ -60,10 +70,10 @@ def _with(sizes: tuple[int, ...], place: int, size: int) -> tuple[int, ...]:
 
 @dataclass
 class Curve:
-    """Shares of an operator's full time, along each axis at its even and its odd sizes, and corrections on the grid."""
+    """Shares of an operator's full time: along each axis at its even and its odd sizes, and corrections on grids."""
 
     axes: list[tuple[Axis, Array, Array]]
-    grid: Array | None = None
+    grids: list[Array | None] = field(default_factory=lambda: [None, None])
 
 
 def curve(axes: Sequence[Axis], times: Mapping[tuple[int, ...], float]) -> Curve:
@@ -78,12 +88,23 @@ def curve(axes: Sequence[Axis], times: Mapping[tuple[int, ...], float]) -> Curve
             continue
         on_even, on_odd = (np.array([share[_with(full, place, size)] for size in part]) for part in (even, odd))
         made.append((one._replace(even=tuple(even), odd=tuple(odd)), on_even, on_odd))
-    corners = [[(x, y) for y in axes[1].coarse] for x in axes[0].coarse] if len(axes) == 2 else []
-    if not corners or not all(at in share for row in corners for at in row):
-        return Curve(made)
-    (a, along_a, _), (b, along_b, _) = made
-    product = np.outer(np.interp(a.coarse, a.even, along_a), np.interp(b.coarse, b.even, along_b))
-    return Curve(made, np.array([[share[at] for at in row] for row in corners]) / product)
+    found = Curve(made)
+    if len(axes) == 2:
+        found.grids = [_grid(made, odd, share) for odd in (0, 1)]
+    return found
+
+
+def _grid(along: list[tuple[Axis, Array, Array]], odd: int, share: Mapping[tuple[int, ...], float]) -> Array | None:
+    """Return by what the product of the shares along two axes is off, at the knots of the even or of the odd grid."""
+    knots = [one[0].coarse[odd] for one in along]
+    corners = [[(x, y) for y in knots[1]] for x in knots[0]]
+    if not all(knots) or not all(at in share for row in corners for at in row):
+        return None
+    first, second = (
+        np.interp(wanted, one[0].odd if odd else one[0].even, one[2] if odd else one[1])
+        for one, wanted in zip(along, knots, strict=True)
+    )
+    return np.array([[share[at] for at in row] for row in corners]) / np.outer(first, second)
 
 
 class Curves:
@@ -95,8 +116,10 @@ class Curves:
             for place, (along, _, _) in enumerate(one.axes):
                 self._full[place, index] = along.full
         self._tables = [[_Lines([_knots(c, place, odd) for c in found]) for odd in (False, True)] for place in (0, 1)]
-        self._with_grid = np.array([i for i, c in enumerate(found) if c.grid is not None], dtype=np.int64)
-        self._grids = _Grids([c for c in found if c.grid is not None])
+        self._grids = []
+        for odd in (0, 1):
+            places = np.array([i for i, c in enumerate(found) if c.grids[odd] is not None], dtype=np.int64)
+            self._grids.append((places, _Grids([found[i] for i in places], odd)))
 
     def shares(self, fractions: Array) -> Array:
         """Return the share of its full time that each operator takes where its sizes keep ``fractions``.
@@ -111,8 +134,9 @@ class Curves:
         value = np.ones(sizes.shape[1])
         for place, (even_lines, odd_lines) in enumerate(self._tables):
             value *= np.where(odd[place], odd_lines.at(sizes[place]), even_lines.at(sizes[place]))
-        if len(self._with_grid):
-            value[self._with_grid] *= self._grids.at(sizes[:, self._with_grid])
+        for (places, grids), fits in zip(self._grids, (~odd.any(axis=0), odd.all(axis=0)), strict=True):
+            if len(places):
+                value[places] *= np.where(fits[places], grids.at(sizes[:, places]), 1.0)
         return value
 
 
@@ -147,16 +171,17 @@ class _Lines:
 class _Grids:
     """Bilinear functions on coarse grids, one a curve; constant outside."""
 
-    def __init__(self, found: Sequence[Curve]) -> None:
+    def __init__(self, found: Sequence[Curve], odd: int) -> None:
         self._x = np.empty((2, len(found), _COARSE))
         self._y = np.ones((len(found), _COARSE, _COARSE))
         for index, one in enumerate(found):
-            assert one.grid is not None
+            grid = one.grids[odd]
+            assert grid is not None
             for place, (along, _, _) in enumerate(one.axes):
-                pad = _COARSE - len(along.coarse)
-                self._x[place, index] = [*(along.coarse[0] - k for k in range(pad, 0, -1)), *along.coarse]
-            missing = [(_COARSE - length, 0) for length in one.grid.shape]
-            self._y[index] = np.pad(one.grid, missing, mode="edge")
+                knots = along.coarse[odd]
+                pad = _COARSE - len(knots)
+                self._x[place, index] = [*(knots[0] - k for k in range(pad, 0, -1)), *knots]
+            self._y[index] = np.pad(grid, [(_COARSE - length, 0) for length in grid.shape], mode="edge")
         self._rows = np.arange(len(found))
 
     def at(self, sizes: Array) -> Array:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from nni_plugins.channels.latency.cache import Cache
-from nni_plugins.channels.latency.clock import Clock, Variant
+from nni_plugins.channels.latency.clock import Clock, Variant, cache_bytes
 from nni_plugins.channels.latency.curves import Axis, Curve, axis, curve, points
 from nni_plugins.channels.latency.operators import TimedOperator, key_of, operands
 from nni_plugins.channels.latency.sizes import CONSTANT
@@ -21,6 +21,7 @@ from nni_plugins.channels.latency.sizes import CONSTANT
 Progress = Callable[[int, int, str], Any]
 
 _OPERATOR_S = 0.4
+_FULL_S = 0.1
 _MODEL_S = 2.0
 
 
@@ -48,7 +49,9 @@ class Entry:
     count
         How many there are.
     within_ms
-        What one takes within the model's run.
+        What one takes within the model's run, while operators are timed.
+    alone_ms
+        What one takes alone; None where it cannot be called so.
     curve
         How that depends on sizes; None where it does not, or where that is not known.
     """
@@ -59,6 +62,7 @@ class Entry:
     key: str
     count: int = 0
     within_ms: float = 0.0
+    alone_ms: float | None = None
     curve: Curve | None = None
 
     def weights(self, place: int) -> dict[int, float]:
@@ -74,6 +78,12 @@ class Entry:
             for row in varying:
                 found[row] = found.get(row, 0.0) + size / len(varying)
         return {row: weight / total for row, weight in found.items()}
+
+    def layout(self) -> tuple[int, ...]:
+        """Return which dimensions shrink together: what decides, with the key, how the entry shrinks."""
+        return tuple(
+            self.rows.index(row) if row in self.rows else CONSTANT for rows in self.operator.rows for row in rows
+        )
 
     def at(self, sizes: Sequence[int]) -> dict[int, float]:
         """Return the fraction of each row where the axes have ``sizes``."""
@@ -99,85 +109,117 @@ def entries_of(recorded: Sequence[TimedOperator]) -> tuple[list[Entry], list[Cal
     return entries, calls
 
 
-def time_run(
-    model: nn.Module,
-    dummy_input: Any,
-    entries: Sequence[Entry],
-    calls: Sequence[CallOf],
-    clock: Clock,
-    cache: Cache,
-    again: bool = False,
-) -> float:
-    """Set what each entry takes within the model's run, and return the milliseconds of the whole run.
+@dataclass
+class Timer:
+    """Times the entries of one model, unless the cache knows them.
 
-    With ``again``, the run is timed even where it is known, and the quicker of the two counts: the machine may have
-    been busy with something else.
+    Attributes
+    ----------
+    clock, cache
+        What takes times, and what keeps them.
+    held
+        Bytes of the model's parameters and buffers.
     """
-    steps = "\n".join(f"{module} {entries[index].key}" for module, index, _ in calls)
-    key = f"run {hashlib.sha256(steps.encode()).hexdigest()[:32]}"
-    found = cache.get_list(key, 1 + len(calls))
-    if found is None or again:
-        with clock.ready():
-            whole, parts = clock.time_model(model, dummy_input, _MODEL_S)
-        if found is None or whole < found[0]:
-            found = [whole, *parts]
-            cache.put(key, found)
-    for entry in entries:
-        entry.within_ms = 0.0
-    for (_, index, _), part in zip(calls, found[1:], strict=True):
-        entries[index].within_ms += part / entries[index].count
-    return found[0]
 
+    clock: Clock
+    cache: Cache
+    held: int
 
-def time_curves(
-    entries: Sequence[Entry], clock: Clock, cache: Cache, end: float, progress: Progress | None = None
-) -> None:
-    """Time every entry that shrinks at several sizes; after ``end`` the rest, the quickest, count as proportional."""
-    order = sorted((entry for entry in entries if entry.axes), key=lambda entry: -entry.within_ms)
-    known: dict[tuple, Curve | None] = {}
-    for done, entry in enumerate(order):
-        if progress is not None:
-            progress(done, len(order), entry.operator.name)
-        layout = tuple(
-            entry.rows.index(row) if row in entry.rows else CONSTANT for rows in entry.operator.rows for row in rows
-        )
-        if (entry.key, layout) not in known:
+    def __post_init__(self) -> None:
+        self.room = cache_bytes(self.clock.device) / 2  # for weights: activations go through the cache, too
+        if "call" not in self.cache:
+            self.cache.put("call", self.clock.time_call())
+        self.clock.call_ms = self.cache.get("call") or 0.0
+
+    def run(
+        self,
+        model: nn.Module,
+        dummy_input: Any,
+        entries: Sequence[Entry],
+        calls: Sequence[CallOf],
+        again: bool = False,
+    ) -> float:
+        """Set what each entry takes within the model's run, and return the milliseconds of the whole run.
+
+        With ``again``, the run is timed even where it is known, and the quicker of the two counts: the machine may have
+        been busy with something else.
+        """
+        steps = "\n".join(f"{module} {entries[index].key}" for module, index, _ in calls)
+        key = f"run {hashlib.sha256(steps.encode()).hexdigest()[:32]}"
+        found = self.cache.get_list(key, 1 + len(calls))
+        if found is None or again:
+            with self.clock.ready():
+                whole, parts = self.clock.time_model(model, dummy_input, _MODEL_S)
+            if found is None or whole < found[0]:
+                found = [whole, *parts]
+                self.cache.put(key, found)
+        for entry in entries:
+            entry.within_ms = 0.0
+        for (_, index, _), part in zip(calls, found[1:], strict=True):
+            entries[index].within_ms += part / entries[index].count
+        return found[0]
+
+    def alone(self, entries: Sequence[Entry], curves: bool, end: float, progress: Progress | None = None) -> None:
+        """Time every entry alone, at its full size, and with ``curves`` also at smaller ones.
+
+        The longest come first; after ``end`` the rest is taken to shrink in proportion to its sizes.
+        """
+        order = sorted(entries, key=lambda entry: -entry.within_ms * entry.count)
+        known: dict[tuple, Curve] = {}
+        for done, entry in enumerate(order):
+            if progress is not None:
+                progress(done, len(order), entry.operator.name)
             hurry = time.perf_counter() > end
-            known[entry.key, layout] = _curve_of(entry, clock, cache, hurry)
-        entry.curve = known[entry.key, layout]
+            if curves and entry.axes:
+                layout = entry.layout()
+                if (entry.key, layout) not in known:
+                    known[entry.key, layout] = _curve_of(entry, self, hurry)
+                entry.curve = known[entry.key, layout]
+            full = self.variant(entry, {}).key
+            entry.alone_ms = self.times(entry, [{}])[0] if not hurry or full in self.cache else None
+
+    def times(
+        self, entry: Entry, fractions: Sequence[Mapping[int, float]], left: float | None = None
+    ) -> list[float | None]:
+        """Return the milliseconds of an entry, alone, where its rows keep ``fractions``; None where it cannot be.
+
+        ``left`` is the share of all parameters that is left; by default the model is taken to shrink as the entry does.
+        """
+        variants = [self.variant(entry, wanted, left) for wanted in fractions]
+        missing = {variant.key: variant for variant in variants if variant.key not in self.cache}
+        if missing:
+            full = self.variant(entry, {})
+            taken = {full.key: full, **missing}  # the full one again, to compare with in the machine's state right now
+            with self.clock.ready():
+                times = dict(
+                    zip(
+                        taken,
+                        self.clock.time(list(taken.values()), _FULL_S if len(taken) == 1 else _OPERATOR_S),
+                        strict=True,
+                    )
+                )
+            before, now = self.cache.get(full.key), times[full.key]
+            drift = before / now if before and now else 1.0
+            for key in missing:
+                value = times[key]
+                self.cache.put(key, None if value is None else value * drift)
+        return [self.cache.get(variant.key) for variant in variants]
+
+    def variant(self, entry: Entry, fractions: Mapping[int, float], left: float | None = None) -> Variant:
+        """Return the call of an entry at other sizes, and whether its weights would come from memory."""
+        operator = entry.operator
+        args, kwargs = operator.at(fractions)
+        whole, own = (
+            sum(math.prod(one.shape) for one in operands(found) if one.held)
+            for found in ((operator.args, operator.kwargs), (args, kwargs))
+        )
+        share = left if left is not None else own / whole if whole else 0.0
+        return Variant(operator.func, args, kwargs, bool(own) and share * self.held > self.room)
 
 
-def _curve_of(entry: Entry, clock: Clock, cache: Cache, hurry: bool) -> Curve:
+def _curve_of(entry: Entry, timer: Timer, hurry: bool) -> Curve:
     places = points(entry.axes)
-    known = all(_key(entry, _variant(entry, entry.at(at)), clock) in cache for at in places)
-    found = times_at(entry, [entry.at(at) for at in places], clock, cache) if known or not hurry else []
+    wanted = [entry.at(at) for at in places]
+    known = all(timer.variant(entry, fractions).key in timer.cache for fractions in wanted)
+    found = timer.times(entry, wanted) if known or not hurry else []
     return curve(entry.axes, {at: value for at, value in zip(places, found, strict=False) if value is not None})
-
-
-def times_at(entry: Entry, fractions: Sequence[Mapping[int, float]], clock: Clock, cache: Cache) -> list[float | None]:
-    """Return the milliseconds of an entry, alone, where its rows keep ``fractions``; None where it cannot be called."""
-    variants = [_variant(entry, wanted) for wanted in fractions]
-    keys = [_key(entry, variant, clock) for variant in variants]
-    missing = {key: variant for key, variant in zip(keys, variants, strict=True) if key not in cache}
-    if missing:
-        full = _variant(entry, {})
-        whole = _key(entry, full, clock)
-        taken = {whole: full, **missing}  # the full one again, to compare with in the machine's state of this moment
-        with clock.ready():
-            times = dict(zip(taken, clock.time(list(taken.values()), _OPERATOR_S), strict=True))
-        before, now = cache.get(whole), times[whole]
-        drift = before / now if before and now else 1.0
-        for key in missing:
-            value = times[key]
-            cache.put(key, None if value is None else value * drift)
-    return [cache.get(key) for key in keys]
-
-
-def _variant(entry: Entry, fractions: Mapping[int, float]) -> Variant:
-    return (entry.operator.func, *entry.operator.at(fractions))
-
-
-def _key(entry: Entry, variant: Variant, clock: Clock) -> str:
-    operator = entry.operator
-    cold = clock.cold and any(one.held for one in operands((operator.args, operator.kwargs)))
-    return ("cold " if cold else "") + key_of(*variant)

@@ -14,7 +14,9 @@ from torch import nn
 
 from nni_plugins.channels.call import Info, output_tensors
 from nni_plugins.channels.graph import ChannelGraph
+from nni_plugins.channels.labels import MaybeLabels
 from nni_plugins.channels.latency.sizes import CONSTANT, Sizes
+from nni_plugins.channels.replay import COPIES, plain_name
 from nni_plugins.channels.rules.registry import rule_for
 from nni_plugins.channels.watch import run_recorded
 
@@ -128,7 +130,7 @@ def record(graph: ChannelGraph, model: nn.Module, dummy_input: Any, sizes: Sizes
     run_recorded(model, dummy_input, run.on_operator, on_input=run.see, data="real")
     watched = graph.trace.operators
     ours = [(_plain(op.func), op.module, tuple(op.outputs)) for op in run.operators]
-    theirs = [(op.name, op.module, tuple(info.shape for info in op.outputs)) for op in watched]
+    theirs = [(plain_name(op.name), op.module, tuple(info.shape for info in op.outputs)) for op in watched]
     partner: dict[int, int] = {}
     for block in SequenceMatcher(None, ours, theirs, autojunk=False).get_matching_blocks():
         partner.update(zip(range(block.a, block.a + block.size), range(block.b, block.b + block.size), strict=True))
@@ -138,16 +140,21 @@ def record(graph: ChannelGraph, model: nn.Module, dummy_input: Any, sizes: Sizes
         twin = watched[partner[index]] if index in partner else None
         if twin is not None and len(twin.inputs) == len(ins):
             known.update(zip(ins, twin.inputs, strict=True))
+        carried: list[list[MaybeLabels]] = []
         for tag, operand in zip(ins, operands((op.args, op.kwargs)), strict=True):
             info = known.get(tag)
             labels = info.labels if info is not None and info.shape == operand.shape else None
             if labels is None and names.get(run.names.get(tag, "")) is not None:
                 labels = names[run.names[tag]]
             labels = labels or [None] * len(operand.shape)
+            carried.append(labels)
             op.rows.append(tuple(map(sizes.row, labels)))
             op.groups = op.groups.union(*map(sizes.groups, labels))
         if twin is not None and len(twin.outputs) == len(outs):
             known.update(zip(outs, twin.outputs, strict=True))
+        elif carried and _plain(op.func) in (*COPIES, "aten.t"):  # they come, go and change places as layouts fall out
+            step = -1 if _plain(op.func) == "aten.t" else 1
+            known[outs[0]] = Info(op.outputs[0], carried[0][::step])
         for tag, shape in zip(outs, op.outputs, strict=True):
             info = known.get(tag)
             labels = info.labels if info is not None and info.shape == shape else [None] * len(shape)
@@ -246,7 +253,7 @@ def _mapped(value: Any, kind: type, function: Callable[[Any], Any]) -> Any:
 
 
 def _plain(func: Any) -> str:
-    return rule_for(func)[0]
+    return plain_name(rule_for(func)[0])
 
 
 def _scaled(shape: Shape, rows: tuple[int, ...], fractions: Mapping[int, float]) -> Shape:

@@ -15,16 +15,16 @@ from torch import nn
 
 from nni_plugins.channels.labels import Array
 from nni_plugins.channels.latency.cache import Cache, cache_folder, machine
-from nni_plugins.channels.latency.clock import Clock, cache_bytes
-from nni_plugins.channels.latency.curves import Curve, Curves
-from nni_plugins.channels.latency.entries import CallOf, Entry, Progress, entries_of, time_curves, time_run, times_at
+from nni_plugins.channels.latency.clock import Clock
+from nni_plugins.channels.latency.curves import Curves
+from nni_plugins.channels.latency.entries import CallOf, Entry, Progress, Timer, entries_of
 from nni_plugins.channels.latency.operators import record
 from nni_plugins.channels.latency.sizes import Sizes
 
 if TYPE_CHECKING:
     from nni_plugins.channels.graph import ChannelGraph, ChannelGroup
 
-_CALL_MS = 0.004  # what Python takes around an operator, at most; more than that is the operators' own
+_CALLS = 2  # so many times a bare call from Python is what a model's code takes around an operator, at most
 
 
 class LatencyTable:
@@ -55,25 +55,25 @@ class LatencyTable:
         entries: list[Entry],
         calls: list[CallOf],
         measured_ms: float,
-        clock: Clock,
-        cache: Cache,
+        timer: Timer,
         curves: bool,
     ) -> None:
         self.graph = graph
         self.measured_ms = measured_ms
-        self.machine = cache.machine
-        self.taken = cache.taken
+        self.machine = timer.cache.machine
+        self.taken = timer.cache.taken
         self.seconds = 0.0
-        self._entries, self._calls, self._clock, self._cache = entries, calls, clock, cache
-        within = sum(entry.within_ms * entry.count for entry in entries)
-        self.overhead_ms = min(max(0.0, measured_ms - within), len(calls) * _CALL_MS)
+        self._entries, self._calls, self._timer = entries, calls, timer
         self._counts = np.array([entry.count for entry in entries], dtype=np.float64)
-        scale = (measured_ms - self.overhead_ms) / within if within else 1.0
-        self._full_ms = np.array([entry.within_ms for entry in entries]) * scale
+        self.overhead_ms, self._full_ms = _shared_out(
+            entries, measured_ms, self._counts, len(calls) * _CALLS * timer.clock.call_ms
+        )
         self._all = graph.cost_model.counts(None)
         self._rows, self._row_constants = sizes.pack()
-        self._pack()
-        self._curves = Curves([entry.curve or Curve([]) for entry in entries]) if curves else None
+        self._has_curves = curves
+        self._moving = np.array([i for i, entry in enumerate(entries) if entry.curve is not None], dtype=np.int64)
+        self._curves = Curves([entry.curve for entry in entries if entry.curve is not None])
+        self._pack([entries[index] for index in self._moving])
 
     @classmethod
     def measure(
@@ -116,22 +116,21 @@ class LatencyTable:
         begin = time.perf_counter()
         tensors = [*model.parameters(), *model.buffers()]
         device = tensors[0].device if tensors else torch.device("cpu")
-        cold = sum(t.numel() * t.element_size() for t in tensors) > cache_bytes(device)
         folder = None if cache is False else cache_folder() if cache is True else Path(cache)
-        clock, known = Clock(device, threads, cold), Cache(folder, machine(device, threads), fresh)
+        known = Cache(folder, machine(device, threads), fresh)
+        timer = Timer(Clock(device, threads), known, sum(t.numel() * t.element_size() for t in tensors))
         sizes = Sizes(graph)
         entries, calls = entries_of(record(graph, model, dummy_input, sizes))
         try:
-            whole = time_run(model, dummy_input, entries, calls, clock, known)
-            if curves:
-                taken = known.taken
-                time_curves(entries, clock, known, begin + seconds, progress)
-                if known.taken > taken:
-                    whole = time_run(model, dummy_input, entries, calls, clock, known, again=True)
+            whole = timer.run(model, dummy_input, entries, calls)
+            taken = known.taken
+            timer.alone(entries, curves, begin + seconds, progress)
+            if curves and known.taken > taken:
+                whole = timer.run(model, dummy_input, entries, calls, again=True)
         finally:
-            clock.release()
+            timer.clock.release()
             known.save()
-        table = cls(graph, sizes, entries, calls, whole, clock, known, curves)
+        table = cls(graph, sizes, entries, calls, whole, timer, curves)
         table.seconds = time.perf_counter() - begin
         return table
 
@@ -169,7 +168,7 @@ class LatencyTable:
     @property
     def has_curves(self) -> bool:
         """Whether the latency of a smaller model is known, and not only shares of this one's."""
-        return self._curves is not None
+        return self._has_curves
 
     def timed_ms(self, kept: Mapping[str, int] | None = None) -> float:
         """Return the latency with each operator timed at its very sizes in the compact model, not interpolated.
@@ -178,26 +177,30 @@ class LatencyTable:
         search has found.
         """
         rows = self._rows @ self.graph.cost_model.counts(kept) + self._row_constants
+        params = self.graph.cost().params
+        left = self.graph.cost(kept).params / params if params else 1.0
         total = self.overhead_ms
         try:
             for entry, full_ms in zip(self._entries, self._full_ms, strict=True):
-                total += float(full_ms) * entry.count * self._timed(entry, rows)
+                total += float(full_ms) * entry.count * self._timed(entry, rows, left)
         finally:
-            self._clock.release()
-            self._cache.save()
+            self._timer.clock.release()
+            self._timer.cache.save()
         return total
 
-    def _timed(self, entry: Entry, rows: Array) -> float:
+    def _timed(self, entry: Entry, rows: Array, left: float) -> float:
         fractions = {row: float(rows[row]) for row in entry.rows}
         if all(fraction == 1.0 for fraction in fractions.values()):
             return 1.0
-        full, found = times_at(entry, [{}, fractions], self._clock, self._cache)
+        (full,) = self._timer.times(entry, [{}])
+        (found,) = self._timer.times(entry, [fractions], left)
         return found / full if full and found else math.prod(fractions.values())
 
     def _times(self, counts: Array) -> Array:
-        if self._curves is not None:
-            fractions = (self._matrix @ counts + self._constants).reshape(2, -1)
-            return self._full_ms * self._curves.shares(fractions)
+        if self._has_curves:
+            times = self._full_ms.copy()
+            times[self._moving] *= self._curves.shares((self._matrix @ counts + self._constants).reshape(2, -1))
+            return times
         if not np.array_equal(counts, self._all):
             raise ValueError(
                 "this latency table was measured with curves=False and knows shares only; measure it with curves=True "
@@ -205,14 +208,32 @@ class LatencyTable:
             )
         return self._full_ms
 
-    def _pack(self) -> None:
+    def _pack(self, entries: list[Entry]) -> None:
         """Make the matrix from kept counts to fractions: of each entry along its first axis, then along its second."""
-        weights = [np.zeros((len(self._entries), self._rows.shape[0])) for _ in range(2)]
-        constants = np.ones((2, len(self._entries)))
-        for index, entry in enumerate(self._entries):
+        weights = [np.zeros((len(entries), self._rows.shape[0])) for _ in range(2)]
+        constants = np.ones((2, len(entries)))
+        for index, entry in enumerate(entries):
             for place in range(len(entry.axes)):
                 for row, weight in entry.weights(place).items():
                     weights[place][index, row] = weight
                     constants[place, index] -= weight
         self._matrix = csr_matrix(vstack([csr_matrix(w) @ self._rows for w in weights]))
         self._constants = constants.ravel() + np.concatenate([w @ self._row_constants for w in weights])
+
+
+def _shared_out(entries: list[Entry], whole: float, counts: Array, most: float) -> tuple[float, Array]:
+    """Return what of a run's time is overhead, at ``most``, and what each entry takes.
+
+    An operator takes what it takes alone. Where that does not make up the run, the caches are to blame (weights that
+    come from memory), and each gets a part of what it took longer while it was timed within the run.
+    """
+    within = np.array([entry.within_ms for entry in entries])
+    alone = np.array([entry.within_ms if entry.alone_ms is None else entry.alone_ms for entry in entries])
+    missing = whole - float(counts @ alone)
+    overhead = min(max(0.0, missing), most)
+    longer = np.maximum(within - alone, 0.0)
+    total = float(counts @ longer)
+    if missing > overhead and total:
+        alone = alone + longer * min(1.0, (missing - overhead) / total)
+    sum_ms = float(counts @ alone)
+    return overhead, alone * ((whole - overhead) / sum_ms) if sum_ms else alone

@@ -11,17 +11,18 @@ from nni_plugins.channels.latency.curves import Curve, Curves, axis, curve, poin
 @pytest.mark.parametrize("full", [1, 2, 3, 7, 8, 12, 15, 16, 17, 20, 64, 100, 512, 3072])
 def test_sizes_are_in_range_and_ascending(full: int) -> None:
     one = axis(full)
-    for sizes in (one.even, one.odd, one.coarse):
+    for sizes in (one.even, one.odd, *one.coarse):
         assert list(sizes) == sorted(set(sizes))
         assert all(1 <= size <= full for size in sizes)
-    assert one.even[-1] == one.coarse[-1] == full
-    assert set(one.coarse) <= set(one.even)
+    assert one.even[-1] == one.coarse_even[-1] == full
+    assert set(one.coarse_even) <= set(one.even)
+    assert set(one.coarse_odd) <= set(one.odd)
     assert all(size % 8 for size in one.odd)
     if full >= 16:
         assert all(size % 8 == 0 for size in one.even[:-1])
         assert one.odd
     assert len(one.even) <= 9
-    assert len(one.coarse) <= 3
+    assert len(one.coarse_even) <= 3 >= len(one.coarse_odd)
 
 
 def made(function, *full: int) -> Curves:
@@ -74,6 +75,16 @@ def test_below_the_smallest_size_a_time_stays_between_nothing_and_that_of_the_sm
         smallest = work(8) / work(64)
         for size in (1, 2, 3, 4, 6, 7):
             assert 0 < asked(curves, (64,), size) <= max(smallest, work(5) / work(64)) * 1.0001
+
+
+def test_two_sizes_that_are_both_no_multiples_have_a_grid_of_their_own() -> None:
+    def work(a: int, b: int) -> float:
+        return a * b * (1.5 if a % 8 and b % 8 else 1.0)
+
+    curves, full = made(work, 256, 128), (256, 128)
+    assert asked(curves, full, 128, 64) == pytest.approx(0.25)
+    assert asked(curves, full, 131, 64) == pytest.approx(131 / 512, rel=0.05)
+    assert asked(curves, full, 131, 67) == pytest.approx(1.5 * 131 * 67 / (256 * 128), rel=0.05)
 
 
 def test_what_does_not_shrink_takes_what_it_takes() -> None:
