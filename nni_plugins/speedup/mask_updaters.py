@@ -170,13 +170,14 @@ def _fill_nodes(speedup: Any, plan: Plan) -> None:
         call = next(calls.get(node.target, iter(())), None)
         if call is None:
             continue
-        if len(call.outputs) == 1:
-            info.output_masks = activation_mask(plan, call.outputs[0])
+        if len(call.outputs) == 1 and isinstance(info.output_origin, torch.Tensor):
+            info.output_masks = activation_mask(plan, call.outputs[0], info.output_origin.device)
         given = [arg for arg in tree_flatten(node.args)[0] if isinstance(arg, Node)]
         made = [arg for arg in given if isinstance(speedup.node_infos[arg].output_origin, torch.Tensor)]
         if len(made) == len(call.inputs):
             for arg, value in zip(made, call.inputs, strict=True):
-                speedup.node_infos[arg].output_masks = activation_mask(plan, value)
+                before = speedup.node_infos[arg]
+                before.output_masks = activation_mask(plan, value, before.output_origin.device)
 
 
 def _by_module(calls: list[ModuleCall]) -> dict[str, list[ModuleCall]]:

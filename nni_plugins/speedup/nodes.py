@@ -20,6 +20,7 @@ def build_nodes(plan: Plan, model: nn.Module, masks: dict[str, torch.Tensor]) ->
     made: dict[int, torch.fx.Node] = {}
     infos: dict[torch.fx.Node, NodeInfo] = {}
     modules = dict(model.named_modules())
+    device = next((parameter.device for parameter in model.parameters()), None)
 
     def node_of(info: Info) -> torch.fx.Node:
         node = made.get(id(info))
@@ -27,7 +28,7 @@ def build_nodes(plan: Plan, model: nn.Module, masks: dict[str, torch.Tensor]) ->
             node = graph.placeholder(f"value_{len(made)}")
             made[id(info)] = node
             infos[node] = NodeInfo(node)
-            infos[node].output_masks = activation_mask(plan, info)
+            infos[node].output_masks = activation_mask(plan, info, device)
         return node
 
     for call in plan.graph.trace.calls:
@@ -38,9 +39,9 @@ def build_nodes(plan: Plan, model: nn.Module, masks: dict[str, torch.Tensor]) ->
         info = infos[node] = NodeInfo(node)
         info.module = module
         info.output_masks = (
-            activation_mask(plan, call.outputs[0])
+            activation_mask(plan, call.outputs[0], device)
             if len(call.outputs) == 1
-            else tuple(activation_mask(plan, out) for out in call.outputs)
+            else tuple(activation_mask(plan, out, device) for out in call.outputs)
         )
         info.param_masks = {
             name: _parameter_mask(plan, f"{call.module}.{name}" if call.module else name, parameter, masks)
@@ -51,16 +52,16 @@ def build_nodes(plan: Plan, model: nn.Module, masks: dict[str, torch.Tensor]) ->
     return infos
 
 
-def activation_mask(plan: Plan, info: Info) -> torch.Tensor:
+def activation_mask(plan: Plan, info: Info, device: torch.device | None = None) -> torch.Tensor:
     """Return the mask of one tensor of the run: its shape with a batch of one, 0 at what the plan removes."""
     shape = list(info.shape)
     if shape and info.dynamic:
         shape[0] = 1
-    mask = torch.ones(shape)
+    mask = torch.ones(shape, device=device)
     for dim, labels in enumerate(info.labels):
         if labels is not None and mask.shape[dim] == len(labels):
             gone = (~plan.keeps(labels)).nonzero()[0]
-            mask.index_fill_(dim, torch.as_tensor(gone), 0)
+            mask.index_fill_(dim, torch.as_tensor(gone, device=device), 0)
     return mask
 
 
