@@ -149,11 +149,11 @@ def main() -> None:
     import torch
 
     table = {}
+    versions = f"torch {torch.__version__}, Python {platform.python_version()}"
+    print(f"{platform.machine()}, {options.threads} threads, {versions}")
     print(
-        f"{platform.machine()}, {options.threads} threads, torch {torch.__version__}, Python {platform.python_version()}"
-    )
-    print(
-        f"{'model':14}{'ours s':>9}{'peer s':>9}{'ratio':>8}{'proof s':>9}{'ours MiB':>10}{'peer MiB':>10}{'params kept':>16}"
+        f"{'model':14}{'ours s':>9}{'peer s':>9}{'ratio':>8}{'proof s':>9}{'ours MiB':>10}{'peer MiB':>10}"
+        f"{'params kept':>16}"
     )
     for name in options.models:
         runs: dict[str, list[dict]] = {tool: [] for tool in TOOLS}

@@ -229,12 +229,13 @@ def unfused_attention() -> Iterator[None]:
 @contextmanager
 def _any_batch_size() -> Iterator[None]:
     """Let batch norms train on a single value, as that of one image after a pooling: nothing is trained here."""
-    check = functional._verify_batch_size
-    functional._verify_batch_size = lambda size: None
+    torch_functional: Any = functional
+    check = torch_functional._verify_batch_size
+    torch_functional._verify_batch_size = lambda size: None
     try:
         yield
     finally:
-        functional._verify_batch_size = check
+        torch_functional._verify_batch_size = check
 
 
 def run_recorded(

@@ -20,7 +20,7 @@ _ATTRIBUTE = "_nni_plugins_record"
 def attach(
     model: nn.Module, compaction: Compaction, added: list[str], replaced: Mapping[str, Mapping[str, Any]] | None = None
 ) -> None:
-    """Keep with ``model`` which indices it kept, which attributes changed, and which biases were added and modules gone.
+    """Keep with ``model`` which indices it kept, which attributes changed, which biases came and which modules went.
 
     ``replaced`` are attributes that replacers changed.
 
