@@ -54,6 +54,7 @@ class Needs:
         self.trace = trace
         self._nodes: list[Node] = _in_order(trace)
         self._operators = {id(node): i for i, node in enumerate(trace.operators)}
+        self._places = [node.place if isinstance(node, Written) else self._operators[id(node)] for node in self._nodes]
         self._made_by: dict[Info, int] = {}
         self._read_by: dict[Info, list[int]] = {}
         self._values: dict[Info, Value] = {}
@@ -95,9 +96,9 @@ class Needs:
         index = self._made_by.get(info)
         return self._nodes[index] if index is not None else None
 
-    def is_read(self, info: Info) -> bool:
-        """Whether any operator reads a tensor, needed or not."""
-        return info in self._read_by
+    def is_read_after(self, info: Info, place: int) -> bool:
+        """Whether anything reads a tensor, needed or not, once as many operators as ``place`` have run."""
+        return any(self._places[index] >= place for index in self._read_by.get(info, []))
 
     def uses(self, info: Info, change: Change) -> int:
         """Return how often a tensor is needed, by operators or as an output of the model."""

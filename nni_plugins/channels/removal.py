@@ -202,12 +202,9 @@ class Remover:
                     return Passed(path, copied=self._last_write.get(info, -1) >= span.end, order=order)
             if self.needs.uses(value.root, change) > 0:
                 raise CannotStandIn("somebody needs its result")
-        try:
-            return self._zeros(info, span)
-        except CannotStandIn:
-            if value is ZERO or self.needs.is_read(info):
-                raise
+        if value is not ZERO and not self.needs.is_read_after(info, span.end):
             return None
+        return self._zeros(info, span)
 
     def _zeros(self, info: Info, span: Span) -> Zeros:
         alike = [(path, given) for path, given in span.arguments if given.dtype == info.dtype]
