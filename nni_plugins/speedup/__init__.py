@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nni_plugins.speedup.mask_updaters import MASK_UPDATERS
     from nni_plugins.speedup.model_speedup import ModelSpeedup
+    from nni_plugins.speedup.optimizer import fit_optimizer
     from nni_plugins.speedup.origins import masks_of_torch_prune, masks_of_zeros
     from nni_plugins.speedup.replacers import REPLACERS
     from nni_plugins.speedup.report import SpeedupReport
@@ -18,6 +19,7 @@ __all__ = [
     "CompactFileError",
     "ModelSpeedup",
     "SpeedupReport",
+    "fit_optimizer",
     "load_compact",
     "masks_of_torch_prune",
     "masks_of_zeros",
@@ -28,6 +30,7 @@ _HOMES = {
     "ModelSpeedup": "model_speedup",
     "SpeedupReport": "report",
     "CompactFileError": "storage",
+    "fit_optimizer": "optimizer",
     "load_compact": "storage",
     "save_compact": "storage",
     "masks_of_torch_prune": "origins",

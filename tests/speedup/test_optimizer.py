@@ -8,8 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from nni_plugins.channels import ChannelGraph, Plan
-from nni_plugins.speedup import ModelSpeedup
-from nni_plugins.speedup.optimizer import fit_optimizer
+from nni_plugins.speedup import ModelSpeedup, fit_optimizer
 from tests.speedup.nets import Residual
 
 X = torch.randn(4, 3, 8, 8)
