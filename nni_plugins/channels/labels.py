@@ -181,8 +181,8 @@ class Labels:
         """Close over ties and products, and return the classes.
 
         Each product keeps at most one factor prunable: a frozen product freezes both, a frozen factor ties the product
-        to the other one, and of two free factors the preferred one stays free (or, with ``preferred=False``, the other
-        one), or else the one with more indices.
+        to the other one. Of two free factors the exact one stays free, if only one is; else the preferred one; else the
+        one with more indices. With ``preferred=False`` it is the one that is not preferred, exact or not.
         """
         frozen_items = self._frozen + [(labels, len(self._causes) + i) for i, (labels, _) in enumerate(extra_frozen)]
         causes = self._causes + [cause for _, cause in extra_frozen]
@@ -206,6 +206,8 @@ class Labels:
                 break
             wish = self._heads(classes).astype(np.int64) * (1 if preferred else -1)
             wish += 2 * self._marked(classes, self._whole_groups)
+            if preferred:  # what is not asked for in particular: rather what can go exactly
+                wish -= 4 * self._inexact_factors(classes, undecided)
             asked = [p for p in undecided if self._wishes(p, classes, wish)[0] != self._wishes(p, classes, wish)[1]]
             for product in asked or undecided:
                 self._decide(product, classes, wish, class_cause, none)
@@ -232,6 +234,15 @@ class Labels:
         marked = np.zeros(int(classes.max(initial=-1)) + 1, dtype=bool)
         for labels in arrays:
             marked[classes[labels]] = True
+        return marked
+
+    def _inexact_factors(self, classes: Array, products: list[Product]) -> Array:
+        """Which classes are inexact, factors of an inexact product included."""
+        marked = self._marked(classes, [labels for labels, _ in self._inexact])
+        for product in products:
+            if marked[classes[product.whole]].any():
+                marked[classes[product.outer]] = True
+                marked[classes[product.inner]] = True
         return marked
 
     def _heads(self, classes: Array) -> Array:

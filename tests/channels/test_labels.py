@@ -66,6 +66,24 @@ def test_of_two_free_factors_the_preferred_one_stays_free():
         assert solution.frozen[solution.classes[outer]].all() != prefer_outer
 
 
+def test_of_two_free_factors_the_exact_one_stays_free():
+    """Groups that a norm mixes are no better for being groups: the channels in each can go exactly."""
+    labels = Labels()
+    outer, inner, whole = labels.fresh(2), labels.fresh(3), labels.fresh(6)
+    labels.relate(whole, outer, inner, HERE)
+    labels.prefer(outer)
+    mixed, other = labels.fresh(8), labels.fresh(4)
+    labels.relate(mixed, outer, other, HERE)
+    labels.mark_inexact(mixed, HERE)  # a norm over what shares the outer factor
+    solution = labels.solve()
+    assert solution.frozen[solution.classes[outer]].all()
+    free = solution.classes[inner]
+    assert not solution.frozen[free].any()
+    assert not solution.inexact[free].any()
+    asked = labels.solve(preferred=False)  # one kind of unit is asked for: exactness does not change it
+    assert asked.frozen[asked.classes[outer]].all()
+
+
 def test_without_a_preference_the_finer_factor_stays_free():
     labels = Labels()
     outer, inner, whole = labels.fresh(2), labels.fresh(3), labels.fresh(6)
