@@ -11,7 +11,6 @@ from operator import is_
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -127,6 +126,8 @@ def _same(value: Any, content: Any) -> bool:
 @contextmanager
 def random_state_kept() -> Iterator[None]:
     """Put the random state of torch (every device in use), NumPy and Python back on leaving."""
+    import numpy as np  # not at the top: a compact model is loaded where NumPy is not installed
+
     python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
     devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else None
     try:
