@@ -219,7 +219,7 @@ class ChannelGraph:
             from nni_plugins.channels.removal import Remover
 
             self.trace.needs = self.trace.needs or Needs(self.trace)
-            self._remover = Remover(self.trace.needs, self.solution.classes, self.aliases, self.shapes)
+            self._remover = Remover(self.trace.needs, self.solution, self.aliases, self.shapes)
         return self._remover
 
     @property

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nni_plugins.channels.call import Argument, Info, Operator, Other, Path, Span, Written
-from nni_plugins.channels.labels import Array
+from nni_plugins.channels.labels import Array, MaybeLabels, Solution
 from nni_plugins.channels.needs import Change, Needs
 from nni_plugins.channels.values import ZERO, Same
 from nni_plugins.channels.windows import Window, window_of
@@ -110,17 +110,19 @@ class Remover:
     ----------
     needs
         Who needs what in the watched run.
-    classes
-        The class of each label: dimensions of one class are equally long whatever goes.
+    solution
+        The classes of labels: dimensions of one class are equally long whatever goes, and those of frozen ones stay.
     aliases
         Further names of parameters and buffers.
     names
         Names of all parameters and buffers.
     """
 
-    def __init__(self, needs: Needs, classes: Array, aliases: Mapping[str, list[str]], names: Collection[str]) -> None:
+    def __init__(
+        self, needs: Needs, solution: Solution, aliases: Mapping[str, list[str]], names: Collection[str]
+    ) -> None:
         self.needs = needs
-        self._classes = classes
+        self._solution = solution
         self._aliases = aliases
         self._below: dict[str, set[str]] = {}
         for name in names:
@@ -218,7 +220,7 @@ class Remover:
         size, labels = info.shape[dim], info.labels[dim]
         for path, given in arguments:
             fits = len(given.shape) == len(info.shape) and given.shape[dim] == size
-            if fits and (labels is None or self._go_together(labels, given.labels[dim])):
+            if fits and self._go_together(labels, given.labels[dim]):
                 return Size(path, dim)
         if labels is not None:
             return _Labels(labels)
@@ -245,8 +247,12 @@ class Remover:
             info = source
         return Size(arguments[info], dim, tuple(reversed(windows)))
 
-    def _go_together(self, labels: Array, others: Array | None) -> bool:
-        return others is not None and np.array_equal(self._classes[labels], self._classes[others])
+    def _go_together(self, labels: MaybeLabels, others: MaybeLabels) -> bool:
+        """Whether two dimensions of the same length have the same length whatever goes."""
+        a, b = (None if each is None else self._solution.classes[each] for each in (labels, others))
+        if any(each is not None and not self._solution.frozen[each].all() for each in (a, b)):
+            return a is not None and b is not None and np.array_equal(a, b)
+        return True
 
     def _owners(self, operators: Array) -> set[str]:
         """Return the modules that called these operators, and all above them."""
