@@ -222,13 +222,14 @@ class Remover:
             fits = len(given.shape) == len(info.shape) and given.shape[dim] == size
             if fits and self._go_together(labels, given.labels[dim]):
                 return Size(path, dim)
-        if labels is not None:
-            return _Labels(labels)
         if size == 1:
             return 1
-        slid = self._slid(info, dim, {given: path for path, given in arguments})
-        if slid is not None:
-            return slid
+        if labels is None or self._go_together(labels, None):
+            slid = self._slid(info, dim, {given: path for path, given in arguments})
+            if slid is not None:
+                return slid
+        if labels is not None:
+            return _Labels(labels)
         raise CannotStandIn("the size of its result does not follow from its arguments")
 
     def _slid(self, info: Info, dim: int, arguments: Mapping[Info, Path]) -> Size | None:
