@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from nni_plugins.channels.call import Contraction, Info, Operator
+from nni_plugins.channels.call import Contraction, Info, Operator, Written
 from nni_plugins.channels.graph import ChannelGraph
 from nni_plugins.channels.labels import Array
 
@@ -75,6 +75,7 @@ class Flow:
         self._patterns: dict[int, Array | None] = {}
         self._sources: dict[int, str] = {}
         self._states: dict[int, _State] = {}
+        self._rewritten = {id(written.info): written for written in graph.trace.written}
         count = len(graph.solution)
         self._seen = np.zeros(count, dtype=bool)
         self._live = np.zeros(count, dtype=bool)
@@ -146,8 +147,23 @@ class Flow:
     def _state(self, info: Info) -> _State:
         state = self._states.get(id(info))
         if state is None:
-            state = self._states[id(info)] = self._first_state(info)
+            written = self._rewritten.get(id(info))
+            state = self._first_state(info) if written is None else self._rewritten_state(info, written)
+            self._states[id(info)] = state
         return state
+
+    def _rewritten_state(self, info: Info, written: Written) -> _State:
+        """The state of a tensor that was written through other views: zero where it was and zeros were written."""
+        zero = list(self._state(written.before).zero)
+        for view in written.writes:
+            for labels, given in zip(view.labels, self._state(view).zero, strict=True):
+                if labels is None or given is None:
+                    continue
+                nonzero = self._classes[labels[~given]]
+                for dim, (own, value) in enumerate(zip(info.labels, zero, strict=True)):
+                    if own is not None and value is not None:
+                        zero[dim] = np.asarray(value & ~np.isin(self._classes[own], nonzero))
+        return _State([None if value is None else value.copy() for value in zero], zero)
 
     def _first_state(self, info: Info) -> _State:
         """The state of an input, a constant or a parameter: only a masked parameter is zero anywhere."""

@@ -81,8 +81,8 @@ ROWS = {
     "scatter_add": (lambda: Call(lambda m, x: torch.zeros_like(x.flatten(2)).scatter_add(2, backwards(x), x.flatten(2)).view_as(x)), 8, ALL, ()),
     "index_add": (lambda: Call(lambda m, x: torch.zeros(2, x.shape[1], 4, dtype=x.dtype).index_add(2, torch.arange(36) % 4, x.flatten(2))[..., None]), 8, ALL, ()),
     "written by index": (lambda: Call(lambda m, x: written(x)), 8, ALL, ()),
-    "positions written by slice": (lambda: Call(lambda m, x: moved(x)), 8, ALL, ("first",)),
-    "channels written by slice": (lambda: Call(lambda m, x: halves_swapped(x)), 8, {"first": 4}, ("first",)),
+    "positions written by slice": (lambda: Call(lambda m, x: moved(x)), 8, ALL, None),
+    "channels written by slice": (lambda: Call(lambda m, x: halves_swapped(x)), 8, {"first": 4}, ()),
     "picked channels stay": (lambda: Call(lambda m, x: x[:, torch.tensor([1, 0, 3, 2, 5, 4, 7, 6])]), 8, {}, ()),
     "places of channels stay": (lambda: Call(lambda m, x: x * x.argmax(1, keepdim=True)), 8, {}, ()),
     # taking apart

@@ -62,6 +62,8 @@ CASES = [
 @pytest.mark.parametrize(("name", "args"), CASES)
 def test_others(name, args):
     ours = result_without_data(f"aten.{name}", args, {})
+    if not hasattr(torch.ops.aten, name):
+        pytest.skip("this torch has no such operator")
     theirs = getattr(torch.ops.aten, name)(*args)
     several = isinstance(theirs, tuple)
     for our, their in zip(ours if several else [ours], theirs if several else [theirs], strict=True):
