@@ -28,6 +28,7 @@ from nni_plugins.speedup.masks import activation_masks, bake, parameter_masks, r
 from nni_plugins.speedup.nodes import build_nodes
 from nni_plugins.speedup.replacement import Replacement
 from nni_plugins.speedup.report import SpeedupReport
+from nni_plugins.speedup.whole import without_first_cache
 from nni_plugins.speedup.verify import (
     FaintWeights,
     draws_random_numbers,
@@ -365,6 +366,7 @@ class ModelSpeedup(NniModelSpeedup):
         report.params_after = sum(p.numel() for p in self.bound_model.parameters())
         report.removed = {name: (len(k), self.plan.graph.group(name).size) for name, k in self.plan.kept.items()}
         report.removed_blocks = list(self.plan.blocks)
+        report.inexact += without_first_cache(self.bound_model)
         report.frozen = [f"{f.size} channels: {f.reason} ({f.operator or 'unused'} in {f.module or 'the model'})"
                          for f in self.plan.graph.frozen]  # fmt: skip
 

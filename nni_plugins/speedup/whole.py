@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+from torch import nn
 
 from nni_plugins.channels.blocks import Block, passed_on, removal_of
 from nni_plugins.channels.call import Info
 from nni_plugins.channels.graph import ChannelGraph
+from nni_plugins.channels.stand_in import StandIn
 from nni_plugins.channels.values import ZERO, Value
 from nni_plugins.speedup.flow import Flow
 
@@ -69,6 +74,35 @@ def masked_blocks(graph: ChannelGraph, flow: Flow, passed: Sequence[str] = ()) -
     except ValueError:  # then nothing would depend on the input
         return []
     return names
+
+
+def without_first_cache(model: nn.Module) -> list[str]:
+    """Return a line where the layer is gone that transformers' caches of keys and values are asked by: the first.
+
+    Its layers say by ``layer_idx`` which part of a cache is theirs, and how long all of it is, the first part tells.
+    """
+    gone: dict[str, int] = {}
+    left: list[int] = []
+    for name, module in model.named_modules():
+        if isinstance(module, StandIn):
+            gone |= dict.fromkeys([name], min(_layer_numbers(vars(module)), default=-1))
+        elif isinstance(getattr(module, "layer_idx", None), int):
+            left.append(module.layer_idx)
+    return [
+        f"block {name}: a cache of keys and values asks layer {number} how long it is; before generating with one, "
+        "number the layer_idx of the layers that are left anew"
+        for name, number in gone.items()
+        if left and 0 <= number < min(left)
+    ]
+
+
+def _layer_numbers(attributes: Mapping[str, Any]) -> Iterator[int]:
+    number = attributes.get("layer_idx")
+    if isinstance(number, int):
+        yield number
+    for value in attributes.values():
+        if isinstance(value, SimpleNamespace):
+            yield from _layer_numbers(vars(value))
 
 
 def _outermost(blocks: Sequence[Block]) -> list[Block]:
