@@ -111,6 +111,10 @@ class Operator:
     mixed: frozenset[int] = frozenset()
     decided: tuple[torch.Tensor | None, ...] = ()
 
+    def argument(self, position: int, name: str, default: Any = None) -> Any:
+        """Return the argument at ``position``, or called ``name``."""
+        return self.args[position] if position < len(self.args) else self.kwargs.get(name, default)
+
 
 @dataclass(frozen=True)
 class ModuleCall:

@@ -14,10 +14,11 @@ from heapq import heapify, heappop, heappush
 
 import numpy as np
 
+from nni_plugins.channels.bounds import ANYTHING, Bounds, bounds_of
 from nni_plugins.channels.call import Info, Operator, Written
 from nni_plugins.channels.labels import Array
 from nni_plugins.channels.trace import Trace
-from nni_plugins.channels.values import SPLITS, Bounds, Same, Value, bounds_of, results
+from nni_plugins.channels.values import SPLITS, Same, Value, results
 
 Node = Operator | Written
 
@@ -213,7 +214,7 @@ class _View:
         """What the tensor lies between; a sum with zero lies where the other term does."""
         value = self.value(info)
         known = self._needs._bounds
-        return known.get(value.root if isinstance(value, Same) else info, (-float("inf"), float("inf")))
+        return known.get(value.root if isinstance(value, Same) else info, ANYTHING)
 
     def producer(self, info: Info) -> Operator | None:
         node = self._needs.made_by(info)

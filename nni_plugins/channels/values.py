@@ -6,15 +6,14 @@ each operator family, which answers for the first result, and says None where no
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from nni_plugins.channels.bounds import Bounds, clamped_to
 from nni_plugins.channels.call import Info, Operator
 from nni_plugins.channels.rules.elementwise import ZERO_PRESERVING
 
-Bounds = tuple[float, float]
 Step = tuple[str, tuple[int, ...]]
 
 
@@ -105,17 +104,13 @@ def _kept(known: Known, operator: Operator, source: Any) -> Value | None:
     return value if value is ZERO or (source.shape == out.shape and source.dtype == out.dtype) else None
 
 
-def _argument(operator: Operator, position: int, name: str, default: Any = None) -> Any:
-    return operator.args[position] if position < len(operator.args) else operator.kwargs.get(name, default)
-
-
 # -- zero in, zero out ---------------------------------------------------------------------------------------------
 
 #: Operators that take a tensor apart.
 SPLITS = frozenset(
     f"aten.{name}" for name in "split split_with_sizes chunk unbind unsafe_split unsafe_chunk tensor_split".split()
 )
-_ALL_OUTPUTS = SPLITS | {"aten.lstm", "aten.gru", "aten.rnn_tanh"}
+_ALL_OUTPUTS = SPLITS | {"aten.lstm", "aten.gru", "aten.rnn_tanh", "aten.rnn_relu"}
 
 
 @_rule(
@@ -145,7 +140,7 @@ def _zeros(known: Known, operator: Operator) -> Value | None:
 @_rule("full new_full full_like fill")
 def _filled(known: Known, operator: Operator) -> Value | None:
     position = 2 if operator.name.startswith("aten.new_full") else 1
-    return ZERO if _zero(known, _argument(operator, position, "fill_value", 1)) else None
+    return ZERO if _zero(known, operator.argument(position, "fill_value", 1)) else None
 
 
 @_rule("cat concat concatenate stack hstack vstack")
@@ -161,7 +156,7 @@ def _where(known: Known, operator: Operator) -> Value | None:
 
 @_rule("masked_fill constant_pad_nd")
 def _with_constant(known: Known, operator: Operator) -> Value | None:
-    constant = _argument(operator, 2, "value", 0)
+    constant = operator.argument(2, "value", 0)
     return ZERO if _zero(known, operator.args[0]) and _zero(known, constant) else None
 
 
@@ -190,7 +185,7 @@ def _shifted_product(known: Known, operator: Operator) -> Value | None:
 )
 def _layer(known: Known, operator: Operator) -> Value | None:
     nothing = any(_zero(known, factor) for factor in operator.args[:2])
-    return ZERO if nothing and _zero(known, _argument(operator, 2, "bias")) else None
+    return ZERO if nothing and _zero(known, operator.argument(2, "bias")) else None
 
 
 @_rule(
@@ -199,10 +194,10 @@ def _layer(known: Known, operator: Operator) -> Value | None:
     "_scaled_dot_product_fused_attention_overrideable _scaled_dot_product_attention_math_for_mps",
 )
 def _attention(known: Known, operator: Operator) -> Value | None:
-    return ZERO if _zero(known, _argument(operator, 2, "value", 1)) else None
+    return ZERO if _zero(known, operator.argument(2, "value", 1)) else None
 
 
-@_rule("lstm gru rnn_tanh")
+@_rule("lstm gru rnn_tanh rnn_relu")
 def _recurrent(known: Known, operator: Operator) -> Value | None:
     """All weights zero, from a state of zero: gates are half open, on nothing."""
     flat = [item for value in operator.args[1:3] for item in (value if isinstance(value, list) else [value])]
@@ -214,13 +209,13 @@ def _recurrent(known: Known, operator: Operator) -> Value | None:
     "_batch_norm_with_update cudnn_batch_norm miopen_batch_norm native_group_norm",
 )
 def _norm(known: Known, operator: Operator) -> Value | None:
-    return _normalised(known, operator, *(_argument(operator, 1 + i, name) for i, name in enumerate(_AFFINE)))
+    return _normalised(known, operator, *(operator.argument(1 + i, name) for i, name in enumerate(_AFFINE)))
 
 
 @_rule("native_layer_norm layer_norm rms_norm _fused_rms_norm")
 def _layer_norm(known: Known, operator: Operator) -> Value | None:
-    bias = None if "rms_norm" in operator.name else _argument(operator, 3, "bias")
-    return _normalised(known, operator, _argument(operator, 2, "weight"), bias)
+    bias = None if "rms_norm" in operator.name else operator.argument(3, "bias")
+    return _normalised(known, operator, operator.argument(2, "weight"), bias)
 
 
 _AFFINE = ("weight", "bias")
@@ -242,7 +237,7 @@ def _sum(known: Known, operator: Operator) -> Value | None:
     a, b = operator.args[:2]
     if _zero(known, b):
         return _kept(known, operator, a)
-    plain = operator.name.startswith("aten.add") and _argument(operator, 2, "alpha", 1) == 1
+    plain = operator.name.startswith("aten.add") and operator.argument(2, "alpha", 1) == 1
     return _kept(known, operator, b) if plain and _zero(known, a) else None
 
 
@@ -275,7 +270,7 @@ def _added_at(known: Known, operator: Operator) -> Value | None:
 @_rule("index_put")
 def _put_at(known: Known, operator: Operator) -> Value | None:
     target, places, values = operator.args[:3]
-    if _argument(operator, 3, "accumulate", False):
+    if operator.argument(3, "accumulate", False):
         return _kept(known, operator, target) if _zero(known, values) else None
     if _zero(known, target) and _zero(known, values):
         return ZERO
@@ -302,7 +297,7 @@ def _replaced_at(known: Known, operator: Operator) -> Value | None:
 
 @_rule("clone detach alias contiguous lift_fresh lift_fresh_copy to _to_copy positive dropout expand slice view_as")
 def _copied(known: Known, operator: Operator) -> Value | None:
-    step = _argument(operator, 4, "step", 1) if operator.name == "aten.slice" else 1
+    step = operator.argument(4, "step", 1) if operator.name == "aten.slice" else 1
     return _kept(known, operator, operator.args[0]) if step == 1 or _zero(known, operator.args[0]) else None
 
 
@@ -336,25 +331,6 @@ def _permuted(known: Known, operator: Operator) -> Value | None:
 
 # -- what an activation leaves alone -------------------------------------------------------------------------------
 
-_INFINITY = (-math.inf, math.inf)
-
-
-def _range_of(operator: Operator) -> Bounds:
-    """Between what a clamp leaves its input alone, and keeps its output."""
-    low, high = {"aten.hardtanh": (-1, 1), "aten.relu6": (0, 6)}.get(operator.name.rstrip("_"), (None, None))
-    name = operator.name.rstrip("_")
-    if name in ("aten.clamp_min", "aten.clamp_max"):
-        low, high = (operator.args[1], None) if name == "aten.clamp_min" else (None, operator.args[1])
-    elif name != "aten.relu6":
-        low, high = _argument(operator, 1, _LOW[name], low), _argument(operator, 2, _HIGH[name], high)
-    if isinstance(low, Info) or isinstance(high, Info):
-        return math.nan, math.nan
-    return -math.inf if low is None else float(low), math.inf if high is None else float(high)
-
-
-_LOW = {"aten.hardtanh": "min_val", "aten.clamp": "min"}
-_HIGH = {"aten.hardtanh": "max_val", "aten.clamp": "max"}
-_CLAMPS = frozenset(["aten.hardtanh", "aten.relu6", "aten.clamp", "aten.clamp_min", "aten.clamp_max"])
 _RECTIFIERS = "relu leaky_relu elu celu prelu _prelu_kernel abs rrelu_with_noise"
 
 
@@ -367,55 +343,8 @@ def _rectified(known: Known, operator: Operator) -> Value | None:
 
 @_rule("hardtanh relu6 clamp clamp_min clamp_max")
 def _clamped(known: Known, operator: Operator) -> Value | None:
-    low, high = _range_of(operator)
+    low, high = clamped_to(operator)
     if _zero(known, operator.args[0]):
         return ZERO if low <= 0 <= high else None
     least, most = known.bounds(operator.args[0])
     return _kept(known, operator, operator.args[0]) if low <= least and most <= high else None
-
-
-def bounds_of(operator: Operator, bounds: Mapping[Info, Bounds]) -> Bounds:
-    """Return between what the values of the first output lie, given the bounds of the inputs."""
-    name = operator.name.rstrip("_")
-    short = name.removeprefix("aten.")
-    inputs = [bounds.get(info, _INFINITY) for info in operator.inputs]
-    least, most = inputs[0] if inputs else _INFINITY
-    if short == "relu":
-        return max(least, 0.0), max(most, 0.0)
-    if name in _CLAMPS:
-        low, high = _range_of(operator)
-        return (max(low, min(least, high)), min(high, max(most, low))) if low <= high else _INFINITY
-    if short in _FROM_0_TO_1:
-        return 0.0, 1.0
-    if short in _POSITIVE:
-        return 0.0, math.inf
-    if short in _WITHIN:
-        return least, most
-    if short in _WITHIN_AND_ZERO:
-        return min(least, 0.0), max(most, 0.0)
-    if short in ("cat", "stack"):
-        return min(low for low, _ in inputs), max(high for _, high in inputs)
-    if short in ("add", "mul") and len(inputs) == 2 and least >= 0 and inputs[1][0] >= 0:
-        return 0.0, math.inf
-    if short in ("sum", "cumsum") and least >= 0:
-        return 0.0, math.inf
-    return _INFINITY
-
-
-_FROM_0_TO_1 = frozenset("sigmoid hardsigmoid softmax _softmax _safe_softmax".split())
-_POSITIVE = frozenset("exp abs square softplus relu_squared".split())
-_WITHIN = frozenset(
-    (
-        "clone detach alias contiguous expand view _unsafe_view reshape squeeze unsqueeze flatten permute transpose t "
-        "slice select index index_select gather split split_with_sizes chunk unbind repeat roll flip unfold "
-        "max_pool1d max_pool2d max_pool3d max_pool2d_with_indices max_pool3d_with_indices mean amax amin "
-        "adaptive_max_pool2d pixel_shuffle pixel_unshuffle channel_shuffle _to_copy to upsample_nearest1d "
-        "upsample_nearest2d upsample_nearest3d"
-    ).split()
-)
-_WITHIN_AND_ZERO = frozenset(
-    (
-        "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d "
-        "_adaptive_avg_pool2d _adaptive_avg_pool3d upsample_linear1d upsample_bilinear2d upsample_trilinear3d dropout"
-    ).split()
-)

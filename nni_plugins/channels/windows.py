@@ -33,11 +33,11 @@ def window_of(operator: Operator, dim: int) -> Window | None:
             return None
         i = dim - len(x.shape)
         kernel = _at(operator.args[1], i)
-        stride = _at(_argument(operator, 2, "stride", None) or kernel, i)
+        stride = _at(operator.argument(2, "stride", None) or kernel, i)
         is_max = "max_pool" in operator.name
-        dilation = _at(_argument(operator, 4, "dilation", 1), i) if is_max else 1
-        over = _argument(operator, 5 if is_max else 4, "ceil_mode", False)
-        return kernel, stride, 2 * _at(_argument(operator, 3, "padding", 0), i), dilation, int(over)
+        dilation = _at(operator.argument(4, "dilation", 1), i) if is_max else 1
+        over = operator.argument(5 if is_max else 4, "ceil_mode", False)
+        return kernel, stride, 2 * _at(operator.argument(3, "padding", 0), i), dilation, int(over)
     return None
 
 
@@ -45,7 +45,3 @@ def _at(value: Any, index: int) -> int:
     if isinstance(value, (list, tuple)):
         return int(value[index] if len(value) > 1 else value[0])
     return int(value)
-
-
-def _argument(operator: Operator, position: int, name: str, default: Any) -> Any:
-    return operator.args[position] if position < len(operator.args) else operator.kwargs.get(name, default)

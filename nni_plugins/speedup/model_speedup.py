@@ -28,7 +28,6 @@ from nni_plugins.speedup.masks import activation_masks, bake, parameter_masks, r
 from nni_plugins.speedup.nodes import build_nodes
 from nni_plugins.speedup.replacement import Replacement
 from nni_plugins.speedup.report import SpeedupReport
-from nni_plugins.speedup.whole import without_first_cache
 from nni_plugins.speedup.verify import (
     FaintWeights,
     draws_random_numbers,
@@ -37,6 +36,7 @@ from nni_plugins.speedup.verify import (
     random_like,
     tolerance_of,
 )
+from nni_plugins.speedup.whole import without_first_cache
 
 _logger = logging.getLogger(__name__)
 
