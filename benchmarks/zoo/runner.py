@@ -42,6 +42,8 @@ def main(zoo: str, names: Callable[[], list[str]], build: Build, argv: Sequence[
         print("\n".join(chosen))
         return
     if not options.table:
+        import torch._dynamo  # noqa: F401  (the first step of an optimizer imports it: once, before the fork)
+
         _run_all(zoo, chosen, options, build)
     rows = [row for row in latest(options.results).values() if row["zoo"] == zoo and row["model"] in set(chosen)]
     text = table(zoo, rows, chosen)
