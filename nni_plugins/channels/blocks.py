@@ -37,7 +37,8 @@ class Block:
     removable
         Whether it can be removed at all.
     reason
-        Why it is not exact, or not removable; '' where it is both.
+        Why it is not exact, or not removable; '' where it is both, unless there is something to know about it: experts
+        that are stacked in one parameter go together, not one by one.
     parameters
         Names of its own parameters and buffers, all that are below it and nowhere else. A mask of the block is zero for
         all of them that are parameters; a score of the block is made of them.
@@ -64,7 +65,8 @@ class Block:
     sibling: str = ""
 
     def __repr__(self) -> str:
-        state = "" if not self.reason else f", {'not exact' if self.removable else 'stays'}: {self.reason}"
+        state = "" if self.exact else f", {'not exact' if self.removable else 'stays'}"
+        state += f": {self.reason}" if self.reason else ""
         return f"Block({self.name!r}, {self.kind}, macs={self.macs:,}, params={self.params:,}{state})"
 
 
@@ -110,6 +112,7 @@ class _Finder:
             if not removable:
                 return
             reason = "its input is changed on the way, not added to"
+        reason = reason or self._stacked(name, spans)
         macs, params = self._saved(removal)
         if macs == 0 and self._needs.trace.modules[name].elementary:
             return
@@ -172,6 +175,19 @@ class _Finder:
         indices = _INDICES.get(operator.name.rstrip("_"), 0)
         return sum(info.dynamic for info in others) > indices
 
+    def _stacked(self, name: str, spans: Sequence[Span]) -> str:
+        """Say where a module holds several experts in one parameter."""
+        trace = self._needs.trace
+        own = {p: self._graph.shapes[p][0] for p in self.remover.below(name)
+               if p.rpartition(".")[0] == name and len(self._graph.shapes[p]) > 2}  # fmt: skip
+        for operator in (operator for span in spans if own for operator in trace.operators[span.start : span.end]):
+            for info in operator.inputs[:2]:
+                chosen = operator.name in _CHOOSING and info.parameter in own
+                grouped = operator.name == "aten._grouped_mm" and not info.dynamic and info.shape[0] in own.values()
+                if chosen or grouped:
+                    return f"its {info.shape[0]} experts are stacked in one parameter, and go together"
+        return ""
+
     def _removal(self, name: str, spans: Sequence[Span], change: Change, shared: set[str]) -> tuple[Removal, str]:
         """Return what goes with a block; or if it cannot go, why."""
         if shared:
@@ -232,6 +248,10 @@ _JOINS = frozenset(
     ).split()
 )
 _INDICES = {"aten.index_add": 1, "aten.scatter_add": 1, "aten.where": 1}
+
+
+#: Operators that take some of what is stacked.
+_CHOOSING = frozenset(["aten.select", "aten.index", "aten.index_select"])
 
 
 def _alike(span: Span) -> tuple[Info, Info] | None:
