@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nni_plugins.channels.blocks import Block
     from nni_plugins.channels.cost import Cost
     from nni_plugins.channels.flexible import flexible
     from nni_plugins.channels.graph import ChannelGraph, ChannelGroup, Frozen, Member
     from nni_plugins.channels.plan import Plan
 
-__all__ = ["ChannelGraph", "ChannelGroup", "Cost", "Frozen", "Member", "Plan", "flexible"]
+__all__ = ["Block", "ChannelGraph", "ChannelGroup", "Cost", "Frozen", "Member", "Plan", "flexible"]
 
 _HOMES = {
+    "Block": "blocks",
     "ChannelGraph": "graph",
     "ChannelGroup": "graph",
     "Cost": "cost",

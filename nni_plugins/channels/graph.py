@@ -119,6 +119,16 @@ class ChannelGraph:
 
         return rehearsed(self, model, dummy_input, inexact=inexact)
 
+    def rehearsed_blocks(self, model: nn.Module, dummy_input: Any) -> ChannelGraph:
+        """Return this graph with those blocks known to stay that ``model`` does not run without.
+
+        For a pruner that chooses blocks: each is removed on a skeleton, many at once. What is removed without this is
+        tried by whoever removes, and put back if it fails.
+        """
+        from nni_plugins.channels.rehearse import blocks_rehearsed
+
+        return blocks_rehearsed(self, model, dummy_input)
+
     def with_units(self, units: Units) -> ChannelGraph:
         """Return the graph of the same run in which attention loses other units: 'heads' or 'head_dim'."""
         graph = copy(self)

@@ -52,6 +52,31 @@ def rehearsed(graph: ChannelGraph, model: nn.Module, dummy_input: Any, *, inexac
     return graph
 
 
+def blocks_rehearsed(graph: ChannelGraph, model: nn.Module, dummy_input: Any) -> ChannelGraph:
+    """Return ``graph`` with those blocks known to stay that ``model`` does not run without.
+
+    Blocks that are equally deep inside others are tried at once, the outermost first.
+    """
+    names = [block.name for block in graph.blocks if block.removable]
+    depth = {name: sum(name.startswith(f"{other}.") for other in names) for name in names}
+    for level in range(max(depth.values(), default=-1) + 1):
+        waiting = [[name for name in names if depth[name] == level]]
+        while waiting:
+            tried = waiting.pop()
+            try:
+                Plan(graph, {}, tried)
+            except ValueError:  # they cannot all go
+                middle = len(tried) // 2
+                waiting += [tried[:middle], tried[middle:]] if middle else []
+                continue
+            graph, _ = settled(graph, model, dummy_input, lambda g, tried=tried: _without_blocks(g, tried))  # type: ignore[misc]
+    return graph
+
+
+def _without_blocks(graph: ChannelGraph, names: Sequence[str]) -> Plan:
+    return Plan(graph, {}, [name for name in names if name not in graph.staying])
+
+
 def trial_plan(graph: ChannelGraph, *, inexact: bool) -> Plan:
     """Return a plan by which every group loses a few units, from both ends, and neighbours different numbers."""
     kept = {}
