@@ -10,6 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from nni_plugins.channels import ChannelGraph, Plan
+from nni_plugins.channels.rehearse import settled
 from nni_plugins.channels.replay import Replay
 from nni_plugins.channels.stand_in import Passing, stand_in
 from tests.block_nets import (
@@ -212,6 +213,30 @@ def test_experts(into):
         assert Replay(Plan(graph, {}, [name]), x).run(model) is None
     assert error(model, graph, names[:3] + names[5:], many) < 1e-12
     assert error(model, graph, ["blocks.0.moe"], many) < 1e-12
+
+
+def test_experts_that_are_stacked_in_one_parameter_go_together():
+    class Stacked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.router, self.weight = nn.Linear(6, 4), nn.Parameter(torch.ones(4, 6, 6))
+
+        def forward(self, x):
+            chosen, out = self.router(x).argmax(-1), torch.zeros_like(x)
+            for number in range(4):
+                out[chosen == number] += x[chosen == number] @ self.weight[number]
+            return x + out
+
+    model = trained(nn.Sequential(nn.Linear(6, 6), Stacked()))
+    graph = ChannelGraph.watch(model, TOKENS, rehearse=False)
+    assert graph.block("1").exact
+    assert graph.block("1").reason == "its 4 experts are stacked in one parameter, and go together"
+    assert error(model, graph, ["1"], TOKENS) < 1e-12
+
+
+def test_all_blocks_are_rehearsed(resnet):
+    model, graph = resnet
+    assert [b.removable for b in graph.rehearsed_blocks(model, IMAGE).blocks] == [b.removable for b in graph.blocks]
 
 
 def test_a_replay_sends_tokens_where_the_watched_run_did():
@@ -421,10 +446,10 @@ def test_a_block_that_the_model_does_not_run_without_is_put_back():
                 x = x + block(x) + 0 * self.blocks[1].fc2.weight.sum()
             return x
 
-    from nni_plugins.channels.rehearse import settled
-
     model = trained(Net())
     graph = ChannelGraph.watch(model, TOKENS)
+    before = graph.rehearsed_blocks(model, TOKENS)
+    assert [block.name for block in before.blocks if not block.removable] == ["blocks.1"]
     names = ["blocks.0", "blocks.1"]
     graph, plan = settled(
         graph, model, TOKENS, lambda g: Plan(g, {}, [name for name in names if g.block(name).removable])

@@ -358,6 +358,24 @@ def test_an_optimizer_from_before_goes_on():
     assert all(p.isfinite().all() for p in compact.parameters())
 
 
+def test_the_layer_that_a_cache_is_asked_by():
+    """transformers' caches of keys and values ask the first layer how long they are."""
+    model = trained(KeywordModel())
+    for number, layer in enumerate(model.layers):
+        layer.self_attn.layer_idx = number
+    inputs = CASES["keywords"][1]
+    for name, first in (("layers.0", True), ("layers.0.self_attn", True), ("layers.1", False), ("layers.0.mlp", False)):
+        lines = sped_up(model, inputs, masks_of(model, inputs, [name])).report.inexact
+        assert (
+            lines
+            == [
+                f"block {name}: a cache of keys and values asks layer 0 how long it is; before generating with one, number "
+                "the layer_idx of the layers that are left anew"
+            ]
+            * first
+        )
+
+
 def test_what_fails_leaves_the_model_as_it_was(monkeypatch):
     model, inputs, blocks, _ = parts("resnet")
     before, kinds = run(model, inputs), [type(m) for m in model.modules()]
