@@ -40,10 +40,15 @@ _MOVES = frozenset(
     f"aten.{name}"
     for name in (
         "view _unsafe_view reshape _reshape_alias transpose permute t expand repeat unsqueeze squeeze clone detach "
-        "alias _to_copy contiguous split split_with_sizes unsafe_split chunk unbind select slice cat stack flip roll "
+        "alias _to_copy contiguous split split_with_sizes unsafe_split chunk unbind select slice flip roll "
         "index index_select gather unfold im2col pixel_shuffle pixel_unshuffle channel_shuffle"
     ).split()
 )
+#: Operators of several tensors whose result is zero where the first of them is.
+_BY_FIRST = frozenset(
+    f"aten.{name}"
+    for name in "prelu _prelu_kernel grid_sampler_2d grid_sampler_3d cudnn_grid_sampler fmod remainder".split()
+) | {"torchvision.roi_align", "torchvision.roi_pool"}
 _ZEROS = frozenset(["aten.zeros_like", "aten.zero", "aten.new_zeros", "aten.zeros"])
 _TURNS = frozenset(["aten.t", "aten.transpose", "aten.permute", "aten.detach"])
 
@@ -75,6 +80,7 @@ class Flow:
         self._patterns: dict[int, Array | None] = {}
         self._sources: dict[int, str] = {}
         self._states: dict[int, _State] = {}
+        self._blank: set[int] = set()
         self._rewritten = {id(written.info): written for written in graph.trace.written}
         count = len(graph.solution)
         self._seen = np.zeros(count, dtype=bool)
@@ -101,8 +107,9 @@ class Flow:
         return value
 
     def all_zero(self, info: Info) -> bool:
-        """Whether ``info`` is zero everywhere."""
-        return any(zero is not None and len(zero) > 0 and bool(zero.all()) for zero in self._state(info).zero)
+        """Whether ``info`` is zero everywhere, by its masks: what was made as zeros may be there to be written into."""
+        known = [zero for zero in self._state(info).zero if zero is not None and len(zero)]
+        return id(info) not in self._blank and any(bool(zero.all()) for zero in known)
 
     def masked_whole(self) -> set[str]:
         """The parameters of which nothing is left."""
@@ -201,6 +208,9 @@ class Flow:
                 self._nonzero[classes[~zero]] = True
         partners = [info for info in operator.inputs if info.dynamic] if operator.name not in JOINS else []
         zeros, moves = operator.name.rstrip("_") in _ZEROS, operator.name in _MOVES
+        if zeros or (moves and operator.inputs and all(id(info) in self._blank for info in operator.inputs)):
+            self._blank.update(id(info) for info in operator.outputs)
+        added = [] if moves or operator.name in _BY_FIRST else [info for info in operator.inputs if _adds(info)]
         for info in operator.outputs:
             state = _State([None] * len(info.labels), [None] * len(info.labels))
             for dim, labels in enumerate(info.labels):
@@ -208,7 +218,11 @@ class Flow:
                     continue
                 classes = self._classes[labels]
                 known = self._seen[classes]
-                zero = (known & ~self._nonzero[classes] & (moves or info.zeros[dim])) | zeros
+                zero = known & ~self._nonzero[classes] & (moves or info.zeros[dim])
+                for other in added:
+                    if zero.any() and not any(labels is own for own in other.labels):
+                        zero = zero & self._carried(other, classes)
+                zero = zero | zeros
                 dead = known & ~self._live[classes]
                 for partner in partners:
                     if dead.any() and not any(labels is own for own in partner.labels):
@@ -399,3 +413,8 @@ def _reaches(pattern: Array | None, blocked: Array | None, outputs: int, inputs:
     if pattern is None:
         return np.asarray(table.any(axis=1))
     return np.asarray((pattern & table).any(axis=1))
+
+
+def _adds(info: Info) -> bool:
+    """Whether numbers of a tensor may show in a result where another is zero: those of an index or a mask do not."""
+    return bool(info.shape) and (info.dtype is None or info.dtype.is_floating_point or info.dtype.is_complex)

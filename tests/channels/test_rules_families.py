@@ -24,6 +24,13 @@ def halves_swapped(x):
     return y
 
 
+def interleaved(m, x):
+    """Every other row of the input, and every other of a convolution of it, in a map of zeros."""
+    y = torch.zeros(2, x.shape[1], 6, 6, dtype=x.dtype)
+    y[:, :, ::2], y[:, :, 1::2] = x[:, :, ::2], m.conv(x)[:, :, 1::2]
+    return y
+
+
 def moved(x):
     y = x.clone()
     y[:, :, 1:] = 0.5 * x[:, :, :-1]
@@ -83,6 +90,7 @@ ROWS = {
     "written by index": (lambda: Call(lambda m, x: written(x)), 8, ALL, ()),
     "positions written by slice": (lambda: Call(lambda m, x: moved(x)), 8, ALL, None),
     "channels written by slice": (lambda: Call(lambda m, x: halves_swapped(x)), 8, {"first": 4}, ()),
+    "rows of two written into zeros": (lambda: Call(interleaved, unused=nn.Parameter(torch.randn(8)), conv=nn.Conv2d(8, 8, 1)), 8, ALL, ()),
     "picked channels stay": (lambda: Call(lambda m, x: x[:, torch.tensor([1, 0, 3, 2, 5, 4, 7, 6])]), 8, {}, ()),
     "places of channels stay": (lambda: Call(lambda m, x: x * x.argmax(1, keepdim=True)), 8, {}, ()),
     # taking apart

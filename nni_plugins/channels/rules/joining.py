@@ -25,7 +25,7 @@ def cat(call: Call) -> list[MaybeLabels]:
             out.append(None)
         else:
             out.append(np.concatenate([_some(call, info.labels[d], info.shape[d]) for info in infos]))
-    call.zero = [all(info.zeros[d] or info.labels[d] is None for info in infos) for d in range(rank)]
+    call.zero = [all(info.zeros[d] or (d == dim and info.labels[d] is None) for info in infos) for d in range(rank)]
     return out
 
 
