@@ -23,6 +23,7 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
+from nni_plugins.channels.caches import functions_forget
 from nni_plugins.channels.flexible import all_flexible
 from nni_plugins.channels.preserve import drop_caches, preserved
 from nni_plugins.channels.recurrent import whole_layers
@@ -287,6 +288,7 @@ def run_recorded(
         unfused_attention(),
         _any_batch_size() if training else nullcontext(),
         all_flexible(model),
+        functions_forget(model),
         _module_stack(model, on_module, on_span) as stack,
     ):
         drop_caches(model)
