@@ -200,20 +200,23 @@ class ChannelGraph:
     @property
     def blocks(self) -> list[Block]:
         """What can go as a whole: residual blocks, their branches, experts; nested ones are all there."""
+        return [self.block(name) for name in self._found_blocks()]
+
+    def block(self, name: str) -> Block:
+        """Return the block called ``name``."""
+        found = self._found_blocks()
+        if name not in found:
+            raise KeyError(f"no block is called {name!r}{_near(name, found)}")
+        if name in self.staying:
+            return replace(found[name], removable=False, exact=False, reason=self.staying[name])
+        return found[name]
+
+    def _found_blocks(self) -> dict[str, Block]:
         if self.trace.blocks is None:
             from nni_plugins.channels.blocks import find_blocks
 
             self.trace.blocks = {block.name: block for block in find_blocks(self)}
-        stay = self.staying
-        return [replace(b, removable=False, exact=False, reason=stay[b.name]) if b.name in stay else b
-                for b in self.trace.blocks.values()]  # fmt: skip
-
-    def block(self, name: str) -> Block:
-        """Return the block called ``name``."""
-        found = {block.name: block for block in self.blocks}
-        if name not in found:
-            raise KeyError(f"no block is called {name!r}{_near(name, found)}")
-        return found[name]
+        return self.trace.blocks
 
     def without_blocks(self, reasons: Mapping[str, str]) -> ChannelGraph:
         """Return this graph with blocks, by name, that cannot be removed, and why."""
