@@ -62,18 +62,9 @@ def producers_of(model, plan, rng):
 
 
 #: What is written into zeros, slice by slice, is taken for zero, and so is the layer that made it, until the proof.
-ZEROS_WRITTEN = pytest.mark.xfail(
-    strict=True, reason="a branch that has an effect is removed, and put back by the proof"
-)
-
-
 @pytest.mark.parametrize(
     ("name", "producers_only"),
-    [
-        pytest.param(name, only, marks=ZEROS_WRITTEN if name == "halves_written_into_one_tensor" and not only else ())
-        for name in ODD
-        for only in (False, True)
-    ],
+    [(name, only) for name in ODD for only in (False, True)],
 )
 def test_compact_equals_masked_and_trains(name, producers_only):
     model, inputs = make(name)
