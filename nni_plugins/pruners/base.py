@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from nni_plugins.channels import ChannelGraph, ChannelGroup, Plan
 from nni_plugins.channels.plan import mask_of
 from nni_plugins.pruners.chain import SCOPES
+from nni_plugins.pruners.checkpoint import Checkpointed
 from nni_plugins.pruners.errors import BudgetError, PruningError
 from nni_plugins.pruners.schedule import Schedule, as_schedule
 from nni_plugins.pruners.scope import make_pools, neighbourhoods, resolve
@@ -34,7 +35,7 @@ _logger = logging.getLogger(__name__)
 Masks = dict[str, dict[str, Tensor]]
 
 
-class GroupPruner(Pruner):
+class GroupPruner(Checkpointed, Pruner):
     """Base of the pruners that remove units of channel groups.
 
     Parameters
@@ -88,6 +89,7 @@ class GroupPruner(Pruner):
     fusible = True
     default_normalise: str | None = "mean"
     needs_training = False
+    _kept_state = ("scores", "_kept_units")
 
     def __init__(
         self,
@@ -116,6 +118,7 @@ class GroupPruner(Pruner):
         self.schedule = as_schedule(schedule)
         self.scores: dict[str, Tensor] = {}
         self.finished = False
+        self._step = 0
         # read and set by NNI's LinearPruner and AGPPruner
         self.interval_steps, self.total_times = self.schedule.interval_steps, self.schedule.times
 
@@ -174,6 +177,15 @@ class GroupPruner(Pruner):
         """The live tensors of the groups' parameters, by their full name; masks are not applied."""
         return {name: space.target for name, space in self._targets.items() if space.target is not None}
 
+    @property
+    def _kept_units(self) -> dict[str, list[int]]:
+        """The plan as plain numbers, for checkpoints."""
+        return {name: units.tolist() for name, units in self.plan.kept.items()}
+
+    @_kept_units.setter
+    def _kept_units(self, kept: dict[str, list[int]]) -> None:
+        self.plan = Plan(self.graph, kept)
+
     def prune(self, fraction: float = 1.0) -> Masks:
         """Score, select and set masks so that ``fraction`` of the asked sparsity is removed; return the masks."""
         self.scores = _same_on_all_ranks(self._scores())
@@ -224,7 +236,7 @@ class GroupPruner(Pruner):
         ----------
         max_steps, max_epochs : int, optional
             How long to train while pruning; by default as long as the method and its schedule need, which
-            for one shot without training is not at all.
+            for one shot without training is not at all; less what a checkpoint has done already.
 
         Returns
         -------
@@ -247,7 +259,7 @@ class GroupPruner(Pruner):
                 self.prune()
                 self.finished = True
                 return
-            max_steps = self._total_steps()
+            max_steps = self._total_steps() - self._step
         if self.evaluator is None:
             raise PruningError(
                 f"{type(self).__name__} needs an evaluator to train for {max_steps or max_epochs} steps or epochs"
@@ -257,7 +269,6 @@ class GroupPruner(Pruner):
     def _fuse_preprocess(self, evaluator: Evaluator) -> None:
         if self.finished:
             return
-        self._step = 0
         if not self._trains():
             self.prune()
             self.finished = True

@@ -28,6 +28,17 @@ class Moments:
         self._first: dict[str, Tensor] = {}
         self._second: dict[str, Tensor] = {}
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the count and the sums, which a checkpoint of the pruner holds."""
+        return {"count": self.count, "square": self._square, "first": self._first, "second": self._second}
+
+    def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
+        """Go on from a count and sums."""
+        self.count = state["count"]
+        self._square, self._first, self._second = (
+            _placed(state[name], device) for name in ("square", "first", "second")
+        )
+
     def add(self, first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> None:
         """Count one minibatch; one whose gradients are not finite (a skipped AMP step) is left out."""
         if (
@@ -87,6 +98,16 @@ class WeightGradients:
         self._first: dict[str, Tensor] = {}
         self._second: dict[str, Tensor] = {}
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was gathered since the last reset."""
+        return {"moments": self.moments.state_dict(), "first": self._first, "second": self._second}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what was gathered."""
+        device = next((p.device for p in self.parameters.values()), torch.device("cpu"))
+        self.moments.load_state_dict(state["moments"], device)
+        self._first, self._second = _placed(state["first"], device), _placed(state["second"], device)
+
     def attach(self, evaluator: Evaluator) -> None:
         """Register on the evaluator: tensor hooks for first order, a loss patch for second order."""
         if self.directions is not None:
@@ -145,6 +166,16 @@ class OutputGradients:
         self.moments = Moments()
         self._now: dict[str, Tensor] = {}
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was gathered since the last reset."""
+        return {"moments": self.moments.state_dict(), "now": self._now}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what was gathered."""
+        device = next((p.device for m in self.modules.values() for p in m.parameters()), torch.device("cpu"))
+        self.moments.load_state_dict(state["moments"], device)
+        self._now = _placed(state["now"], device)
+
     def attach(self, evaluator: Evaluator) -> None:
         """Register forward hooks, each of which hooks the gradient of the output it sees."""
         evaluator.register_hooks([ForwardHook(module, name, self._hook(name)) for name, module in self.modules.items()])
@@ -176,3 +207,7 @@ class OutputGradients:
 
 def _accumulate(into: dict[str, Tensor], name: str, value: Tensor) -> None:
     into[name] = into[name] + value if name in into else value
+
+
+def _placed(values: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    return {name: value.to(device) for name, value in values.items()}

@@ -58,6 +58,7 @@ class TaylorPruner(GroupPruner):
     """
 
     needs_training = True
+    _kept_state = ("_averaged", "_collector")
 
     def __init__(
         self,
