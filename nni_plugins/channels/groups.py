@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -103,7 +104,7 @@ def collect_groups(trace: Trace, solution: Solution, is_buffer: dict[str, bool])
     klass = np.concatenate([solution.classes[array] for _, _, array in dims])
     place = np.repeat(np.arange(len(dims)), [len(array) for _, _, array in dims])
     index = np.concatenate([np.arange(len(array)) for _, _, array in dims])
-    order = np.lexsort((index, place, klass))
+    order = np.argsort(klass, kind="stable")  # within a class by place and index, as they are
     klass, place, index = klass[order], place[order], index[order]
 
     units = _units_by_signature(klass, place)
@@ -128,19 +129,24 @@ def _units_by_signature(klass: Array, place: Array) -> list[tuple[Array, int]]:
     found: list[tuple[Array, int]] = []
     for length in np.unique(lengths):
         starts = bounds[lengths == length]
-        table = np.ascontiguousarray(place[starts[:, None] + np.arange(length)[None, :]])
-        keys = table.view([("", table.dtype)] * int(length)).ravel() if length < 64 else None
-        if keys is None:
-            by_key: dict[bytes, list[int]] = {}
-            for start, row in zip(starts.tolist(), table, strict=True):
-                by_key.setdefault(row.tobytes(), []).append(start)
-            found += [(np.array(members), int(length)) for members in by_key.values()]
-            continue
-        _, inverse = np.unique(keys, return_inverse=True)
-        by_group = np.argsort(inverse, kind="stable")
-        cuts = np.flatnonzero(np.diff(inverse[by_group])) + 1
-        found += [(starts[members], int(length)) for members in np.split(by_group, cuts)]
+        table = place[starts[:, None] + np.arange(length)[None, :]]
+        found += [(starts[rows], int(length)) for rows in _equal_rows(table)]
     return sorted(found, key=lambda item: (int(place[item[0][0]]), int(item[0][0])))
+
+
+def _equal_rows(table: Array) -> Iterator[Array]:
+    """Yield the numbers of the rows that are equal to each other, ascending."""
+    weights = np.random.default_rng(0).integers(1, 2**63, table.shape[1], dtype=np.uint64)
+    hashes = (table.astype(np.uint64) * weights).sum(axis=1, dtype=np.uint64)  # it may overflow: it wraps around
+    order = np.argsort(hashes, kind="stable")
+    for rows in np.split(order, np.flatnonzero(np.diff(hashes[order])) + 1):
+        if (table[rows] == table[rows[0]]).all():
+            yield rows
+            continue
+        by_key: dict[bytes, list[int]] = {}  # two kinds of rows that have one hash
+        for row in rows.tolist():
+            by_key.setdefault(table[row].tobytes(), []).append(row)
+        yield from map(np.array, by_key.values())
 
 
 def _names(info: Info, sources: dict[int, set[str]]) -> set[str]:

@@ -5,6 +5,7 @@ The first operator that disagrees names the module whose forward holds a stale s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,13 @@ _SAME = {
     "aten.reshape": "aten.view",
 }
 
+#: Operators that only say in which order dimensions lie: what was right before is right after them. Torch itself takes
+#: others (in einsum, in a linear layer) where a size has become 1.
+_ORDERS = frozenset(["aten.t", "aten.transpose", "aten.permute", "aten.unsqueeze", "aten.squeeze"])
+
+#: Operators that torch puts in, or not, as strides fall out; where both runs have one, the sizes must agree.
+_VIEWS = frozenset(["aten.view", "aten.expand"])
+
 
 def plain_name(operator: str) -> str:
     """Return the name that operators which say the same share."""
@@ -36,6 +44,7 @@ def plain_name(operator: str) -> str:
 COPIES = frozenset(
     ["aten.clone", "aten.contiguous", "aten.detach", "aten.alias", "aten.lift_fresh", "aten.as_strided_"]
 )
+_PASSED_OVER = COPIES | _ORDERS
 
 
 @dataclass(frozen=True)
@@ -88,7 +97,7 @@ class Replay:
         self.operators = [
             op
             for place, op in enumerate(plan.graph.trace.operators)
-            if op.name not in COPIES and not (len(gone) and gone[place])
+            if op.name not in _PASSED_OVER and not (len(gone) and gone[place])
         ]
         self._plan = plan
         self._dummy_input = dummy_input
@@ -115,11 +124,18 @@ class Replay:
         def check(func: Any, args: tuple, kwargs: dict, out: Any, module: str) -> None:
             nonlocal position
             tensors, name = output_tensors(out), rule_for(func)[0]
-            if not tensors or name in COPIES or self._plan.removal.holds(module):
+            if not tensors or name in _PASSED_OVER or self._plan.removal.holds(module):
+                return
+            if plain_name(name) not in _VIEWS:
+                position = self._past_views(position)
+            elif not self._is_view(position):
                 return
             if position >= len(self.operators):
                 raise _Stop(Mismatch(position, None, "the compact model runs more operators"))
             operator = self.operators[position]
+            if name == "aten.mul" and self._is_over_one(operator, tensors[0].numel()):
+                position += 1
+                return
             if plain_name(name) != plain_name(operator.name):
                 raise _Stop(Mismatch(position, operator, f"the compact model runs {name} here"))
             for tensor, info in zip(tensors, operator.outputs, strict=False):
@@ -141,6 +157,21 @@ class Replay:
             return Mismatch(
                 position, operator, str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
             )
+        position = self._past_views(position)
         if position < len(self.operators):
             return Mismatch(position, self.operators[position], "the compact model runs fewer operators")
         return None
+
+    def _is_view(self, position: int) -> bool:
+        return position < len(self.operators) and plain_name(self.operators[position].name) in _VIEWS
+
+    def _is_over_one(self, operator: Operator, count: int) -> bool:
+        """Whether an operator sums products over what is a single index now, and gives ``count`` numbers."""
+        if operator.name != "aten.bmm" or self.predicted(operator.inputs[0])[2] != 1:
+            return False
+        return math.prod(self.predicted(operator.outputs[0])) == count
+
+    def _past_views(self, position: int) -> int:
+        while self._is_view(position):
+            position += 1
+        return position

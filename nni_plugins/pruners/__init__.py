@@ -14,11 +14,13 @@ from nni_plugins.pruners.schedule import Schedule
 
 if TYPE_CHECKING:
     from nni_plugins.pruners.base import GroupPruner
+    from nni_plugins.pruners.l0 import L0Pruner
     from nni_plugins.pruners.magnitude import MagnitudePruner
     from nni_plugins.pruners.random import RandomPruner
     from nni_plugins.pruners.taylor import TaylorPruner
 
 _METHODS = {
+    "l0": ("nni_plugins.pruners.l0", "L0Pruner"),
     "magnitude": ("nni_plugins.pruners.magnitude", "MagnitudePruner"),
     "random": ("nni_plugins.pruners.random", "RandomPruner"),
     "taylor": ("nni_plugins.pruners.taylor", "TaylorPruner"),
@@ -29,6 +31,7 @@ __all__ = [
     "PRUNERS",
     "BudgetError",
     "GroupPruner",
+    "L0Pruner",
     "MagnitudePruner",
     "PruningError",
     "RandomPruner",

@@ -1,4 +1,4 @@
-"""What every pruner of channel groups shares: watching, wrapping, masks, NNI's compress and fusion.
+"""What every pruner of channel groups shares: watching, wrapping, masks.
 
 A method is a subclass with a ``_scores`` (how important is a unit). Selection under a budget is in
 :mod:`~nni_plugins.pruners.select`, the schedule in :mod:`~nni_plugins.pruners.schedule`.
@@ -6,23 +6,19 @@ A method is a subclass with a ``_scores`` (how important is a unit). Selection u
 
 from __future__ import annotations
 
-import inspect
-import logging
-from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from nni.compression.base.compressor import Pruner
-from nni.compression.base.config import default_config_schema, trans_legacy_config_list
 from torch import Tensor, nn
 
 from nni_plugins.channels import ChannelGraph, ChannelGroup, Plan
 from nni_plugins.channels.plan import mask_of
 from nni_plugins.pruners.chain import SCOPES
-from nni_plugins.pruners.checkpoint import Checkpointed
+from nni_plugins.pruners.config import check_choice, checked_config, dummy_input_of
 from nni_plugins.pruners.errors import BudgetError, PruningError
-from nni_plugins.pruners.schedule import Schedule, as_schedule
+from nni_plugins.pruners.life import Masks, PrunerBase
+from nni_plugins.pruners.schedule import Schedule
 from nni_plugins.pruners.scope import make_pools, neighbourhoods, resolve
 from nni_plugins.pruners.select import TARGETS, select
 from nni_plugins.pruners.wrapping import attach_targets
@@ -31,11 +27,8 @@ if TYPE_CHECKING:
     from nni.compression.base.wrapper import ModuleWrapper
     from nni.compression.utils.evaluator import Evaluator
 
-_logger = logging.getLogger(__name__)
-Masks = dict[str, dict[str, Tensor]]
 
-
-class GroupPruner(Checkpointed, Pruner):
+class GroupPruner(PrunerBase):
     """Base of the pruners that remove units of channel groups.
 
     Parameters
@@ -86,10 +79,8 @@ class GroupPruner(Checkpointed, Pruner):
         From ``compress``: the budget cannot be met.
     """
 
-    fusible = True
     default_normalise: str | None = "mean"
-    needs_training = False
-    _kept_state = ("scores", "_kept_units")
+    _kept_state: tuple[str, ...] = ("scores", "_kept_units")
 
     def __init__(
         self,
@@ -107,23 +98,18 @@ class GroupPruner(Checkpointed, Pruner):
         schedule: Schedule | str | dict | None = None,
         tolerance: float = 0.02,
     ):
-        _check("scope", scope, SCOPES)
-        _check("target", target, TARGETS)
+        check_choice("scope", scope, SCOPES)
+        check_choice("target", target, TARGETS)
         if isinstance(round_to, bool) or not hasattr(round_to, "__index__") or round_to < 1:
             raise PruningError(f"round_to is {round_to!r}; it must be a whole number, at least 1")
         if not isinstance(tolerance, (int, float)) or not tolerance >= 0:
             raise PruningError(f"tolerance is {tolerance!r}; it must be a number, at least 0")
         self.scope, self.target, self.round_to, self.tolerance = scope, target, round_to, tolerance
         self.normalise = self.default_normalise if normalise == "default" else normalise
-        self.schedule = as_schedule(schedule)
         self.scores: dict[str, Tensor] = {}
-        self.finished = False
-        self._step = 0
-        # read and set by NNI's LinearPruner and AGPPruner
-        self.interval_steps, self.total_times = self.schedule.interval_steps, self.schedule.times
-
-        asked = _checked_config(config_list)
-        self.graph = ChannelGraph.watch(model, _dummy_input(dummy_input, evaluator))
+        self._begin(schedule)
+        asked = checked_config(config_list)
+        self.graph = ChannelGraph.watch(model, dummy_input_of(dummy_input, evaluator))
         self.resolved = resolve(model, asked, self.graph, exact_only=exact_only)
         self._classes = neighbourhoods(model, self.graph)
         names = {
@@ -136,34 +122,11 @@ class GroupPruner(Checkpointed, Pruner):
         self._expose_settings()
         self.plan = Plan(self.graph, {name: ~gone for name, gone in self._dead_units().items()})
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Show in each method's signature the keyword arguments that it passes on to this class."""
-        super().__init_subclass__(**kwargs)
-        own = inspect.signature(cls.__init__).parameters
-        if any(item.kind is inspect.Parameter.VAR_KEYWORD for item in own.values()):
-            shared = inspect.signature(GroupPruner.__init__).parameters
-            named = [item for name, item in own.items() if name not in ("self", "kwargs")]
-            rest = [v for k, v in shared.items() if v.kind is inspect.Parameter.KEYWORD_ONLY and k not in own]
-            cls.__signature__ = inspect.Signature([*named, *rest])
-
-    @classmethod
-    def from_compressor(cls, compressor: Any, new_config_list: list[dict], *args: Any, **kwargs: Any) -> Any:
-        """Make this pruner on a model that ``compressor`` has wrapped, and fuse with it; see nni's ``Compressor``."""
-        new = super().from_compressor(compressor, new_config_list, *args, **kwargs)
-        for other in new.fused_compressors[1:]:
-            if not (new.fusible and getattr(other, "fusible", True)):
-                blunt = new if not new.fusible else other
-                raise PruningError(f"{type(blunt).__name__} trains several times and cannot be fused; run it by itself")
-        return new
-
     # -- what a method gives -------------------------------------------------------------------------------------
 
     def _scores(self) -> dict[str, Tensor]:
         """Importance of each unit of each group of ``self.groups``: float [size] by group name."""
         raise NotImplementedError
-
-    def _watch_training(self, evaluator: Evaluator) -> None:
-        """Register on the evaluator what the method must see of the training."""
 
     # -- what a method uses --------------------------------------------------------------------------------------
 
@@ -227,88 +190,6 @@ class GroupPruner(Checkpointed, Pruner):
             if error.reachable < error.asked:
                 raise
 
-    # -- NNI's life of a compressor ------------------------------------------------------------------------------
-
-    def compress(self, max_steps: int | None = None, max_epochs: int | None = None) -> tuple[nn.Module, Masks]:
-        """Prune the model.
-
-        Parameters
-        ----------
-        max_steps, max_epochs : int, optional
-            How long to train while pruning; by default as long as the method and its schedule need, which
-            for one shot without training is not at all; less what a checkpoint has done already.
-
-        Returns
-        -------
-        model : torch.nn.Module
-            The model, wrapped under its masks; ``unwrap_model()`` takes the wrappers off.
-        masks : dict
-            NNI's ``{module: {parameter: mask}}``, 1 where kept.
-        """
-        return super().compress(max_steps, max_epochs)
-
-    def _single_compress(self, max_steps: int | None, max_epochs: int | None) -> None:
-        self._fusion_compress(max_steps, max_epochs)
-
-    def _fusion_compress(self, max_steps: int | None, max_epochs: int | None) -> None:
-        if max_steps is None and max_epochs is None:
-            if self.finished:
-                _logger.info("%s has finished; compress() does nothing more", type(self).__name__)
-                return
-            if not self._trains():
-                self.prune()
-                self.finished = True
-                return
-            max_steps = self._total_steps() - self._step
-        if self.evaluator is None:
-            raise PruningError(
-                f"{type(self).__name__} needs an evaluator to train for {max_steps or max_epochs} steps or epochs"
-            )
-        super()._fusion_compress(max_steps, max_epochs)
-
-    def _fuse_preprocess(self, evaluator: Evaluator) -> None:
-        if self.finished:
-            return
-        if not self._trains():
-            self.prune()
-            self.finished = True
-            return
-        self._refuse_unreachable()
-        self._watch_training(evaluator)
-        evaluator.patch_optimizer_step(before_step_tasks=[], after_step_tasks=[self._after_step])
-
-    def _fuse_postprocess(self, evaluator: Evaluator) -> None:
-        if not self.finished:
-            _logger.warning(
-                "%s: training ended after %d of %d steps; masks are made from what was seen",
-                type(self).__name__, self._step, self._total_steps(),
-            )  # fmt: skip
-            self.prune()
-            self.finished = True
-
-    def _after_step(self) -> None:
-        if self.finished:
-            return
-        self._step += 1
-        schedule = self._active_schedule()
-        time = schedule.time_at(self._step)
-        if time is not None:
-            self.prune(schedule.fraction(time))
-            self.finished = time == schedule.times
-
-    def _active_schedule(self) -> Schedule:
-        """The pruner's schedule, or the steps that NNI's LinearPruner or AGPPruner has set on it."""
-        if (self.interval_steps, self.total_times) == (self.schedule.interval_steps, self.schedule.times):
-            return self.schedule
-        return Schedule("one_shot", self.total_times, self.interval_steps)
-
-    def _trains(self) -> bool:
-        schedule = self._active_schedule()
-        return self.needs_training or schedule.times > 1 or schedule.start_step > 0
-
-    def _total_steps(self) -> int:
-        return self._active_schedule().total_steps if self._trains() else 0
-
     # -- bookkeeping ---------------------------------------------------------------------------------------------
 
     def _expose_settings(self) -> None:
@@ -360,46 +241,6 @@ class GroupPruner(Checkpointed, Pruner):
             if gone.any() and not gone.all():
                 dead[group.name] = gone
         return dead
-
-
-def _checked_config(config_list: Any) -> list[dict]:
-    """A copy of the configuration in NNI's present form, checked by NNI's schema: one line on what it refuses."""
-    if not isinstance(config_list, (list, tuple)) or not all(isinstance(entry, dict) for entry in config_list):
-        raise PruningError(
-            "config_list must be a list of dictionaries, such as [{'op_types': [...], 'sparse_ratio': 0.5}]"
-        )
-    # a legacy entry that only excludes has been written into the others by then, and asks for nothing itself
-    translated = trans_legacy_config_list(deepcopy(list(config_list)))
-    asked = [entry for entry, given in zip(translated, config_list, strict=True) if not given.get("exclude")]
-    for index, entry in enumerate(asked):
-        for key in ("sparse_ratio", "sparse_threshold"):
-            if type(entry.get(key)) is int:
-                entry[key] = float(entry[key])
-        try:
-            default_config_schema("pruning").validate(entry)
-        except Exception as error:  # of the package schema, which tells it in several lines
-            raise PruningError(f"config_list[{index}]: {' '.join(str(error).split())}") from None
-    return asked
-
-
-def _check(name: str, value: object, allowed: Any) -> None:
-    if value not in allowed:
-        raise PruningError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
-
-
-def _dummy_input(given: Any, evaluator: Evaluator | None) -> Any:
-    if given is not None:
-        return given
-    found = None
-    if evaluator is not None:
-        # LightningEvaluator would make one from a batch, targets included: its inputs come first
-        found = getattr(evaluator, "dummy_input", None)
-        if found is None and hasattr(evaluator, "data_module"):
-            found = evaluator.get_dummy_input()
-            found = found[0] if evaluator._dummy_input is None and isinstance(found, (list, tuple)) else found
-    if found is None:
-        raise PruningError("no dummy_input is known; give dummy_input=… to the pruner, or to its evaluator")
-    return found
 
 
 def _same_on_all_ranks(scores: dict[str, Tensor]) -> dict[str, Tensor]:

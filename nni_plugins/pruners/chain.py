@@ -185,6 +185,6 @@ def normalised(
         elif how == "max":
             scale = float(live.max())
         else:
-            raise ValueError(f"normalise is {how!r}; it must be 'mean', 'l2', 'max' or None")
+            raise ValueError(f"normalise is {how!r}; it must be 'mean', 'l2', 'max', 'cost' or None")
         result[name] = values / scale if scale > 0 else values
     return result

@@ -20,6 +20,7 @@ from nni_plugins.pruners.errors import BudgetError
 
 if TYPE_CHECKING:
     from nni_plugins.channels import ChannelGraph, ChannelGroup
+    from nni_plugins.channels.latency import LatencyTable
 
 Kept = Mapping[str, int]
 _PAIRS = 2000  # of groups, whose exchange is tried where single steps are too coarse
@@ -43,11 +44,13 @@ class Pool:
     scope : {'local', 'global', 'isomorphic'}
         How the units are ranked within the pool.
     modules : frozenset of str or None
-        The modules whose MACs or parameters the budget counts; None for the whole model.
+        The modules whose MACs, parameters or latency the budget counts; None for the whole model.
     bounds : mapping of str to (float, float)
         Least and greatest fraction that each group may lose.
     classes : mapping of str to hashable
         For the isomorphic scope: groups with equal values are ranked together.
+    latency : LatencyTable, optional
+        What the target ``latency`` is read from.
     """
 
     name: str
@@ -58,6 +61,7 @@ class Pool:
     modules: frozenset[str] | None = None
     bounds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     classes: Mapping[str, Hashable] = field(default_factory=dict)
+    latency: LatencyTable | None = None
 
 
 def _channels(graph: ChannelGraph, kept: Kept, pool: Pool) -> float:
@@ -75,10 +79,20 @@ def _counted(position: int) -> Callable[[ChannelGraph, Kept, Pool], float]:
     return cost
 
 
+def _latency_ms(graph: ChannelGraph, kept: Kept, pool: Pool) -> float:
+    if pool.latency is None:
+        raise ValueError(f"{pool.name}: the target is latency, but no latency table is given")
+    if pool.modules is None:
+        return pool.latency.total_ms(graph.cost_model.counts(kept))
+    modules = pool.latency.modules(kept)
+    return float(sum(modules[name] for name in pool.modules if name in modules))
+
+
 TARGETS: dict[str, Callable[[ChannelGraph, Kept, Pool], float]] = {
     "channels": _channels,
     "macs": _counted(0),
     "params": _counted(1),
+    "latency": _latency_ms,
 }
 """What a budget counts, by name: a function of the graph, the units kept of each group, and the pool."""
 
@@ -229,13 +243,40 @@ class _PoolSearch:
         if any(r.multiple > 1 for r in rankings):
             reasons.append("round_to")
         if self.target != "channels":
-            position = 0 if self.target == "macs" else 1
-            modules = self.graph.cost({**others, **self.kept(self.state)}).modules
-            name = max(modules, key=lambda module: modules[module][position])
-            total = max(1, sum(cost[position] for cost in modules.values()))
-            reasons.append(f"{name} holds {modules[name][position] / total:.0%} of what stays")
+            costs = self._module_costs({**others, **self.kept(self.state)})
+            name = max(costs, key=lambda module: costs[module])
+            reasons.append(f"{name} holds {costs[name] / (sum(costs.values()) or 1):.0%} of what stays")
         pruned = len(rankings) - len(stuck)
         return f"limited by: {', '.join([*reasons, f'{pruned} prunable groups, each of which keeps a unit'])}"
+
+    def _module_costs(self, kept: Kept) -> dict[str, float]:
+        if self.target == "latency" and self.pool.latency is not None:
+            return {**self.pool.latency.modules(kept), "Python's overhead": self.pool.latency.overhead_ms}
+        position = 0 if self.target == "macs" else 1
+        return {name: float(cost[position]) for name, cost in self.graph.cost(kept).modules.items()}
+
+
+def unit_costs(graph: ChannelGraph, pool: Pool, target: str, kept: Kept) -> dict[str, float]:
+    """What a unit of each group of a pool costs now: the mean over the half of its units that would go first.
+
+    Parameters
+    ----------
+    kept : mapping of str to int
+        Units that groups have left.
+
+    Returns
+    -------
+    dict of str to float
+        Of the target's own measure; more than 0 throughout.
+    """
+    now, sizes = TARGETS[target](graph, kept, pool), {group.name: group.size for group in graph.groups}
+    costs = {}
+    for name in pool.groups:
+        left = kept.get(name, sizes[name])
+        fewer = max(1, left // 2)
+        saved = now - TARGETS[target](graph, {**kept, name: fewer}, pool)
+        costs[name] = max(saved / max(1, left - fewer), 1e-9 * max(now, 1e-9))
+    return costs
 
 
 def select(
@@ -260,12 +301,13 @@ def select(
         Groups under one budget; a group is in one pool at most.
     scores : mapping of str to numpy.ndarray
         Importance of each unit, float [size] by group name.
-    target : {'channels', 'macs', 'params'}
+    target : {'channels', 'macs', 'params', 'latency'}
         What the budget counts.
     round_to : int
         The channels kept of each group are a multiple of this (or all of them).
-    normalise : {'mean', 'l2', 'max', None}
-        How scores of different groups are made comparable (see :func:`normalised`).
+    normalise : {'mean', 'l2', 'max', 'cost', None}
+        How scores of different groups are made comparable (see :func:`normalised`); ``cost`` divides them by what
+        a unit costs of the target, so that what goes is what is least important for what it saves.
     dead : mapping of str to numpy.ndarray, optional
         Bool [size]: units of any group that are gone already. They stay gone and count as removed.
     tolerance : float
@@ -287,7 +329,13 @@ def select(
         raise ValueError(f"target is {target!r}; it must be one of {', '.join(TARGETS)}")
     dead = dict(dead or {})
     groups = {group.name: group for group in graph.groups}
-    comparable = normalised(scores, dead, normalise)
+    comparable = normalised(scores, dead, None if normalise == "cost" else normalise)
+    kept = {name: ~gone for name, gone in dead.items() if gone.any()}
+    if normalise == "cost":
+        now = {name: int(mask.sum()) for name, mask in kept.items()}
+        for pool in pools:
+            for name, cost in unit_costs(graph, pool, target, now).items():
+                comparable[name] = comparable[name] / cost
 
     def ranking(name: str, pool: Pool) -> GroupRanking:
         group = groups[name]
@@ -298,7 +346,6 @@ def select(
         gone = dead.get(name, np.zeros(group.size, dtype=bool))
         return GroupRanking(name, values, gone, lower, upper, unit_multiple(group, round_to), pool.classes.get(name))
 
-    kept = {name: ~gone for name, gone in dead.items() if gone.any()}
     searches = []
     for pool in pools:
         if pool.threshold is not None:

@@ -161,8 +161,7 @@ class ModelSpeedup(NniModelSpeedup):
 
     def _watched(self) -> ChannelGraph:
         """Watch the model; attention loses head dimensions, not heads, where that is what the masks ask for."""
-        rehearse: Any = "exact" if self.exact_only else True
-        graph = ChannelGraph.watch(self.bound_model, self.dummy_input, rehearse=rehearse)
+        graph = ChannelGraph.watch(self.bound_model, self.dummy_input, rehearse=False)
         self._masks = with_activations(graph, self.bound_model, self.dummy_input, self._masks, self._activations)
         self._alive = {name: unmasked(mask) for name, mask in self._masks.items()}
         if not self._inference(graph).masks_parts_of_heads():

@@ -80,3 +80,53 @@ def test_predicted_shapes_count_kept_labels():
     assert (2, 3, 8, 8) in shapes
     assert (2, 3 * 64) in shapes
     assert np.array_equal(plan.dimensions("2.weight")[1], np.concatenate([np.arange(64) + 64 * c for c in (1, 4, 6)]))
+
+
+class ByEinsum(nn.Module):
+    """Torch takes another way through einsum, and through a linear layer of several dimensions, where a size is 1."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.out = nn.Linear(6, 3 * 12), nn.Linear(12, 6, bias=False)
+
+    def forward(self, x):
+        b, t, _ = x.shape
+        q, k, v = (
+            (y.view(b, t, 3, -1) for y in self.qkv(x).chunk(3, dim=-1))
+            if not self.by_width
+            else (y.view(b, t, -1, 4) for y in self.qkv(x).chunk(3, dim=-1))
+        )
+        weights = (torch.einsum("bihd,bjhd->bhij", q, k) / 2).softmax(-1)
+        return self.out(torch.einsum("bhij,bjhd->bihd", weights, v).flatten(2))
+
+
+@pytest.mark.parametrize(("by_width", "units"), [(True, "heads"), (False, "head_dim")])
+def test_a_size_of_one_goes_another_way_to_the_same(by_width, units):
+    model, x = ByEinsum(), torch.randn(2, 5, 6)
+    model.by_width = by_width
+    graph = ChannelGraph.watch(model, x, units=units)
+    group = next(g for g in graph.groups if g.prunable and g.exact)
+    assert group.kind == units
+    plan = Plan(graph, {group.name: [1]})
+    assert Replay(plan, x).run(model) is None
+
+
+class Turned(nn.Module):
+    """A size that is written down where dimensions are cut is still found, though views may differ."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        y = self.a(x).view(-1, 2, 4).transpose(1, 2)
+        return self.b(y.reshape(-1, 8))
+
+
+def test_a_fixed_size_is_found_among_views():
+    graph = ChannelGraph.watch(Turned(), torch.randn(3, 4), rehearse=False)
+    group = next(g for g in graph.groups if g.prunable)
+    plan = Plan(graph, {group.name: [0]})
+    mismatch = Replay(plan, torch.randn(3, 4)).run(Turned())
+    assert mismatch is not None
+    assert mismatch.operator.name == "aten.view"
