@@ -20,12 +20,15 @@ from nni_plugins.pruners.errors import BudgetError, PruningError
 from nni_plugins.pruners.life import Masks, PrunerBase
 from nni_plugins.pruners.schedule import Schedule
 from nni_plugins.pruners.scope import make_pools, neighbourhoods, resolve
-from nni_plugins.pruners.select import TARGETS, select
+from nni_plugins.pruners.select import select
+from nni_plugins.pruners.targets import NORMALISATIONS, TARGETS, latency_table
 from nni_plugins.pruners.wrapping import attach_targets
 
 if TYPE_CHECKING:
     from nni.compression.base.wrapper import ModuleWrapper
     from nni.compression.utils.evaluator import Evaluator
+
+    from nni_plugins.channels.latency import LatencyTable
 
 
 class GroupPruner(PrunerBase):
@@ -47,18 +50,22 @@ class GroupPruner(PrunerBase):
         What the model is watched on; the evaluator's by default.
     scope : {'local', 'global', 'isomorphic'}
         Rank units within a group, over all of them, or within groups of the same neighbourhood.
-    target : {'channels', 'macs', 'params'}
-        What the sparsity is a fraction of.
+    target : {'channels', 'macs', 'params', 'latency'}
+        What the sparsity is a fraction of. The latency is that of the dummy input on this machine, with the threads
+        that torch has now; its table is measured once, and kept in a cache.
     round_to : int
         The channels kept are a multiple of this.
     exact_only : bool
         Leave out groups whose removal does not equal their masking (across LayerNorm, softmax ...).
-    normalise : {'mean', 'l2', 'max', None}, optional
-        How the scores of different groups are made comparable; the method's own by default.
+    normalise : {'mean', 'l2', 'max', 'cost', None}, optional
+        How the scores of different groups are made comparable; the method's own by default. ``cost`` divides
+        them by what a unit costs of the target.
     schedule : Schedule, str or dict, optional
         When to prune: one shot by default.
     tolerance : float
         How far from the budget, as a fraction of the dense cost, is near enough.
+    latency : LatencyTable, optional
+        For the target latency: a table of this model, if one is at hand.
 
     Attributes
     ----------
@@ -97,9 +104,12 @@ class GroupPruner(PrunerBase):
         normalise: str | None = "default",
         schedule: Schedule | str | dict | None = None,
         tolerance: float = 0.02,
+        latency: LatencyTable | None = None,
     ):
         check_choice("scope", scope, SCOPES)
         check_choice("target", target, TARGETS)
+        if normalise != "default":
+            check_choice("normalise", normalise, NORMALISATIONS)
         if isinstance(round_to, bool) or not hasattr(round_to, "__index__") or round_to < 1:
             raise PruningError(f"round_to is {round_to!r}; it must be a whole number, at least 1")
         if not isinstance(tolerance, (int, float)) or not tolerance >= 0:
@@ -109,12 +119,14 @@ class GroupPruner(PrunerBase):
         self.scores: dict[str, Tensor] = {}
         self._begin(schedule)
         asked = checked_config(config_list)
-        self.graph = ChannelGraph.watch(model, dummy_input_of(dummy_input, evaluator))
+        dummy_input = dummy_input_of(dummy_input, evaluator)
+        self.graph = ChannelGraph.watch(model, dummy_input)
         self.resolved = resolve(model, asked, self.graph, exact_only=exact_only)
         self._classes = neighbourhoods(model, self.graph)
         names = {
             m.name: None for c in self.resolved.claims for m in c.group.members if not self.graph.is_buffer[m.name]
         }
+        self.latency = latency_table(self.graph, model, dummy_input, latency) if target == "latency" else None
         wrappers, self._targets = attach_targets(model, self.graph, names, existed_wrappers or {})
         # NNI would look the selected modules up by class name; their targets are made already
         super().__init__(model, [], evaluator, wrappers)
@@ -153,6 +165,8 @@ class GroupPruner(PrunerBase):
         """Score, select and set masks so that ``fraction`` of the asked sparsity is removed; return the masks."""
         self.scores = _same_on_all_ranks(self._scores())
         kept = self._select({name: score.detach().cpu().numpy() for name, score in self.scores.items()}, fraction)
+        if self.target == "latency":  # each rank has a clock of its own
+            kept = _as_on_rank_zero(kept)
         self.plan = Plan(self.graph, kept)
         masks: Masks = {}
         for name, dims in self.plan.slices().items():
@@ -172,7 +186,7 @@ class GroupPruner(PrunerBase):
         final = self._asked_settings()
         return select(
             self.graph,
-            make_pools(self.resolved, current, scope=self.scope, classes=self._classes),
+            make_pools(self.resolved, current, scope=self.scope, classes=self._classes, latency=self.latency),
             scores,
             target=self.target,
             round_to=self.round_to,
@@ -250,3 +264,11 @@ def _same_on_all_ranks(scores: dict[str, Tensor]) -> dict[str, Tensor]:
             torch.distributed.all_reduce(score)
             score /= torch.distributed.get_world_size()
     return scores
+
+
+def _as_on_rank_zero(value: Any) -> Any:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        box = [value]
+        torch.distributed.broadcast_object_list(box)
+        return box[0]
+    return value

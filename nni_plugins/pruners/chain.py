@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 SCOPES = ("local", "global", "isomorphic")
+NORMALISATIONS = ("mean", "l2", "max", None)
 
 
 @dataclass(frozen=True)

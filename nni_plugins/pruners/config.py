@@ -35,7 +35,7 @@ def checked_config(config_list: Any) -> list[dict]:
 
 def check_choice(name: str, value: object, allowed: Any) -> None:
     if value not in allowed:
-        raise PruningError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
+        raise PruningError(f"{name} is {value!r}; it must be one of {', '.join(map(str, allowed))}")
 
 
 def dummy_input_of(given: Any, evaluator: Evaluator | None) -> Any:

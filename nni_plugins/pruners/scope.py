@@ -26,6 +26,7 @@ from nni_plugins.pruners.select import Pool
 
 if TYPE_CHECKING:
     from nni_plugins.channels import ChannelGraph, ChannelGroup, Member
+    from nni_plugins.channels.latency import LatencyTable
 
 _logger = logging.getLogger(__name__)
 
@@ -221,7 +222,12 @@ def _nothing(selected: frozenset[str], reasons: Mapping[str, str]) -> str:
 
 
 def make_pools(
-    resolved: Resolved, current: Mapping[str, Mapping[str, Any]], *, scope: str, classes: Mapping[str, Hashable]
+    resolved: Resolved,
+    current: Mapping[str, Mapping[str, Any]],
+    *,
+    scope: str,
+    classes: Mapping[str, Hashable],
+    latency: LatencyTable | None = None,
 ) -> list[Pool]:
     """The pools of a resolved configuration.
 
@@ -235,6 +241,8 @@ def make_pools(
         The pruner's; an entry with ``global_group_id`` is ranked globally where it is local.
     classes : mapping of str to hashable
         Class of each group, for the isomorphic scope.
+    latency : LatencyTable, optional
+        For the target latency.
 
     Returns
     -------
@@ -271,6 +279,7 @@ def make_pools(
                     for c in claims
                 },
                 classes=classes,
+                latency=latency,
             )
         )
     return pools

@@ -8,7 +8,7 @@ repair gives back units, the most important first, while the budget still holds.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import gcd
 from typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ import numpy as np
 
 from nni_plugins.pruners.chain import Chain, GroupRanking, normalised
 from nni_plugins.pruners.errors import BudgetError
+from nni_plugins.pruners.targets import TARGETS, unit_costs
 
 if TYPE_CHECKING:
     from nni_plugins.channels import ChannelGraph, ChannelGroup
@@ -62,39 +63,6 @@ class Pool:
     bounds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     classes: Mapping[str, Hashable] = field(default_factory=dict)
     latency: LatencyTable | None = None
-
-
-def _channels(graph: ChannelGraph, kept: Kept, pool: Pool) -> float:
-    sizes = {group.name: group.size for group in graph.groups}
-    return float(sum(kept.get(name, sizes[name]) for name in pool.groups))
-
-
-def _counted(position: int) -> Callable[[ChannelGraph, Kept, Pool], float]:
-    def cost(graph: ChannelGraph, kept: Kept, pool: Pool) -> float:
-        if pool.modules is None:
-            return graph.cost_model.totals(graph.cost_model.counts(kept))[position]
-        modules = graph.cost(kept).modules
-        return float(sum(modules[name][position] for name in pool.modules if name in modules))
-
-    return cost
-
-
-def _latency_ms(graph: ChannelGraph, kept: Kept, pool: Pool) -> float:
-    if pool.latency is None:
-        raise ValueError(f"{pool.name}: the target is latency, but no latency table is given")
-    if pool.modules is None:
-        return pool.latency.total_ms(graph.cost_model.counts(kept))
-    modules = pool.latency.modules(kept)
-    return float(sum(modules[name] for name in pool.modules if name in modules))
-
-
-TARGETS: dict[str, Callable[[ChannelGraph, Kept, Pool], float]] = {
-    "channels": _channels,
-    "macs": _counted(0),
-    "params": _counted(1),
-    "latency": _latency_ms,
-}
-"""What a budget counts, by name: a function of the graph, the units kept of each group, and the pool."""
 
 
 def unit_multiple(group: ChannelGroup, round_to: int) -> int:
@@ -254,29 +222,6 @@ class _PoolSearch:
             return {**self.pool.latency.modules(kept), "Python's overhead": self.pool.latency.overhead_ms}
         position = 0 if self.target == "macs" else 1
         return {name: float(cost[position]) for name, cost in self.graph.cost(kept).modules.items()}
-
-
-def unit_costs(graph: ChannelGraph, pool: Pool, target: str, kept: Kept) -> dict[str, float]:
-    """What a unit of each group of a pool costs now: the mean over the half of its units that would go first.
-
-    Parameters
-    ----------
-    kept : mapping of str to int
-        Units that groups have left.
-
-    Returns
-    -------
-    dict of str to float
-        Of the target's own measure; more than 0 throughout.
-    """
-    now, sizes = TARGETS[target](graph, kept, pool), {group.name: group.size for group in graph.groups}
-    costs = {}
-    for name in pool.groups:
-        left = kept.get(name, sizes[name])
-        fewer = max(1, left // 2)
-        saved = now - TARGETS[target](graph, {**kept, name: fewer}, pool)
-        costs[name] = max(saved / max(1, left - fewer), 1e-9 * max(now, 1e-9))
-    return costs
 
 
 def select(

@@ -7,7 +7,8 @@ from nni_plugins.channels import ChannelGraph, Plan
 from nni_plugins.pruners.chain import SCOPES
 from nni_plugins.pruners.errors import BudgetError
 from nni_plugins.pruners.scope import neighbourhoods
-from nni_plugins.pruners.select import TARGETS, Pool, select, unit_multiple
+from nni_plugins.pruners.select import Pool, select, unit_multiple
+from nni_plugins.pruners.targets import TARGETS, unit_costs
 
 from .nets import NETS, X, make
 
@@ -21,8 +22,25 @@ def graph_of(name):
     return _GRAPHS[name]
 
 
+class Clock:
+    """Stands for a latency table that is known: a nanosecond for each MAC, two for each parameter, a tenth of overhead."""
+
+    has_curves = True
+
+    def __init__(self, graph):
+        self.graph, self.overhead_ms = graph, graph.cost().macs * 1e-7
+
+    def total_ms(self, counts):
+        macs, params = self.graph.cost_model.totals(counts)
+        return self.overhead_ms + macs * 1e-6 + params * 2e-6
+
+    def modules(self, kept):
+        return {name: macs * 1e-6 + params * 2e-6 for name, (macs, params) in self.graph.cost(kept).modules.items()}
+
+
 def pool_of(name, sparsity, scope="global", **kwargs):
     graph, classes = graph_of(name)
+    kwargs.setdefault("latency", Clock(graph))
     groups = tuple(group.name for group in graph.groups if group.prunable)
     return Pool("config_list[0]", groups, sparsity=sparsity, scope=scope, classes=classes, **kwargs)
 
@@ -48,7 +66,7 @@ def test_budget_is_met_on_every_structure(name, scope, target):
         removed = removed_fraction(graph, kept, target, pool)
         assert removed == pytest.approx(sparsity, abs=0.02)
         plan = Plan(graph, kept)  # what the plan says it costs is what was budgeted
-        if target != "channels":
+        if target in ("macs", "params"):
             dense = getattr(graph.cost(), target)
             assert 1 - getattr(plan.cost(), target) / dense == pytest.approx(removed, abs=1e-6)
 
@@ -222,3 +240,46 @@ def test_selection_is_fast_for_many_groups():
     start = time.perf_counter()
     select(graph, [Pool("p", groups, sparsity=0.5, scope="global")], scores, target="macs")
     assert time.perf_counter() - start < 1.0
+
+
+def test_scores_for_each_cost_take_what_saves_most():
+    """With equal scores, the channels of the dearest group go; with scores in proportion to cost, all go alike."""
+    graph, _ = graph_of("plain")
+    names = ("conv1", "conv2", "conv3")
+    sizes = {name: graph.group(name).size for name in names}
+    pool = Pool("p", names, sparsity=0.3, scope="global")
+    costs = unit_costs(graph, pool, "params", {})
+    half = {name: graph.cost({name: sizes[name] // 2}).params for name in names}
+    assert costs == {
+        name: pytest.approx((graph.cost().params - half[name]) / (sizes[name] - sizes[name] // 2)) for name in names
+    }
+    equal = {name: np.ones(size) for name, size in sizes.items()}
+    kept = select(graph, [pool], equal, target="params", normalise="cost")
+    assert list(kept) == [max(costs, key=costs.get)]
+    assert set(select(graph, [pool], equal, target="params", normalise=None)) != set(kept)  # the first of equal ones
+    fair = {name: np.linspace(0.5, 1.5, size) * costs[name] for name, size in sizes.items()}
+    assert set(select(graph, [pool], fair, target="params", normalise="cost")) == set(names)
+
+
+def test_latency_out_of_reach_says_what_holds_it():
+    graph, _ = graph_of("plain")
+    with pytest.raises(
+        BudgetError, match=r"sparsity 0\.99 of latency is out of reach: .*holds \d+% of what stays"
+    ) as error:
+        select(graph, [pool_of("plain", 0.99)], random_scores(graph), target="latency")
+    assert "\n" not in str(error.value)
+    assert 0.5 < error.value.reachable < 0.99
+
+
+def test_latency_of_several_pools_counts_their_modules():
+    graph, _ = graph_of("plain")
+    table = Clock(graph)
+    pools = [
+        Pool("a", ("conv1",), sparsity=0.25, modules=frozenset({"conv1", "bn1"}), latency=table),
+        Pool("b", ("conv3",), sparsity=0.5, modules=frozenset({"conv3"}), latency=table),
+    ]
+    kept = select(graph, pools, random_scores(graph), target="latency")
+    counts = {name: int(mask.sum()) for name, mask in kept.items()}
+    for pool, share in zip(pools, (0.75, 0.5), strict=True):
+        times = [sum(table.modules(one)[name] for name in pool.modules) for one in (counts, {})]
+        assert times[0] / times[1] == pytest.approx(share, abs=0.03)
