@@ -6,7 +6,7 @@ The first operator that disagrees names the module whose forward holds a stale s
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,6 +74,13 @@ class Mismatch:
         return f"{name} in {self.module or 'the model'}: {self.why}"
 
 
+def _without_ones(shape: Sequence[int], wanted: Sequence[int]) -> bool:
+    """Whether sizes differ only in how many dimensions of size 1 there are, which no forward writes down."""
+    if len(shape) == len(wanted):
+        return False
+    return [size for size in shape if size != 1] == [size for size in wanted if size != 1]
+
+
 class _Stop(StopWatching):
     def __init__(self, mismatch: Mismatch) -> None:
         self.mismatch = mismatch
@@ -119,10 +126,10 @@ class Replay:
 
     def run(self, model: nn.Module) -> Mismatch | None:
         """Run a skeleton of ``model`` and return where it first leaves the prediction, or None."""
-        position = 0
+        position, apart = 0, False  # whether a linear layer's bias, added by its operator, is still to be added
 
         def check(func: Any, args: tuple, kwargs: dict, out: Any, module: str) -> None:
-            nonlocal position
+            nonlocal position, apart
             tensors, name = output_tensors(out), rule_for(func)[0]
             if not tensors or name in _PASSED_OVER or self._plan.removal.holds(module):
                 return
@@ -136,11 +143,16 @@ class Replay:
             if name == "aten.mul" and self._is_over_one(operator, tensors[0].numel()):
                 position += 1
                 return
+            if apart and name.startswith("aten.add"):
+                apart = False
+                return
+            if plain_name(name) not in _VIEWS:
+                apart = name == "aten.mm" and operator.name == "aten.addmm"
             if plain_name(name) != plain_name(operator.name):
                 raise _Stop(Mismatch(position, operator, f"the compact model runs {name} here"))
             for tensor, info in zip(tensors, operator.outputs, strict=False):
                 wanted = self.predicted(info)
-                if tuple(tensor.shape) != wanted:
+                if tuple(tensor.shape) != wanted and not _without_ones(tensor.shape, wanted):
                     raise _Stop(Mismatch(position, operator, f"its size is {tuple(tensor.shape)}, not {wanted}"))
             for tensor, decided in zip(tensors, operator.decided, strict=False):
                 if decided is not None and decided.shape == tensor.shape:
