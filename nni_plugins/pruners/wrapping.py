@@ -8,7 +8,7 @@ directly, for whatever module owns the parameter; those of an earlier compressor
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from nni.compression.base.target_space import PruningTargetSpace, TargetType
 from nni.compression.base.wrapper import ModuleWrapper
@@ -16,10 +16,15 @@ from torch import nn
 
 from nni_plugins.pruners.scope import canonical_names
 
-if TYPE_CHECKING:
-    from nni_plugins.channels import ChannelGraph
-
 Targets = dict[str, PruningTargetSpace]
+
+
+class KnowsTies(Protocol):
+    """A channel graph, or whatever else knows which parameters are one tensor under several names."""
+
+    @property
+    def aliases(self) -> Mapping[str, list[str]]:
+        """The other names of a parameter, by its first."""
 
 
 class Tie:
@@ -88,7 +93,7 @@ class MaskedWrapper(ModuleWrapper):
 
 def attach_targets(
     model: nn.Module,
-    graph: ChannelGraph,
+    graph: KnowsTies,
     names: Iterable[str],
     wrappers: Mapping[str, ModuleWrapper],
 ) -> tuple[dict[str, ModuleWrapper], Targets]:
@@ -98,7 +103,7 @@ def attach_targets(
     ----------
     model : torch.nn.Module
         Not wrapped at this moment.
-    graph : ChannelGraph
+    graph : ChannelGraph or SharedNames
         Knows which parameters are one tensor under several names.
     names : iterable of str
         Parameters' full names.
