@@ -10,6 +10,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from nni_plugins.channels.call import Info, Operator, output_tensors
@@ -45,6 +46,9 @@ COPIES = frozenset(
     ["aten.clone", "aten.contiguous", "aten.detach", "aten.alias", "aten.lift_fresh", "aten.as_strided_"]
 )
 _PASSED_OVER = COPIES | _ORDERS
+
+#: Torch's own, which say by a tag whether the size of a result depends on values; others (a detector's) may not.
+_OWN_OPERATORS = frozenset(["aten", "prims", "prim"])
 
 
 @dataclass(frozen=True)
@@ -150,6 +154,7 @@ class Replay:
                 apart = name == "aten.mm" and operator.name == "aten.addmm"
             if plain_name(name) != plain_name(operator.name):
                 raise _Stop(Mismatch(position, operator, f"the compact model runs {name} here"))
+            _as_many_as_watched(func, tensors, operator)
             for tensor, info in zip(tensors, operator.outputs, strict=False):
                 wanted = self.predicted(info)
                 if tuple(tensor.shape) != wanted and not _without_ones(tensor.shape, wanted):
@@ -187,3 +192,14 @@ class Replay:
         while self._is_view(position):
             position += 1
         return position
+
+
+def _as_many_as_watched(func: Any, tensors: list[torch.Tensor], operator: Operator) -> None:
+    """Give the results of an operator that finds more or fewer with the values (boxes that do not overlap) their sizes.
+
+    They are filled with what it found when it was watched, after the sizes have been compared.
+    """
+    if torch.Tag.dynamic_output_shape in func.tags or func.namespace not in _OWN_OPERATORS:
+        for tensor, decided in zip(tensors, operator.decided, strict=False):
+            if decided is not None and decided.dim() == tensor.dim():
+                tensor.resize_(decided.shape)

@@ -154,3 +154,25 @@ def test_a_model_that_never_runs_twice_alike_is_watched_all_the_same(caplog):
     graph = ChannelGraph.watch(Fickle(), torch.randn(2, 4))
     assert graph.groups
     assert "does not run twice in the same way" in caplog.text
+
+
+class Picks(nn.Module):
+    """Goes on with the places whose score is above zero: how many these are depends on the values."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.score = nn.Linear(4, 8), nn.Linear(8, 1)
+        self.hidden, self.head = nn.Linear(8, 16), nn.Linear(16, 2)
+
+    def forward(self, x):
+        x = F.relu(self.body(x))
+        places = torch.nonzero(F.relu(self.score(x).flatten()))
+        return self.head(F.relu(self.hidden(x[places.flatten()])))
+
+
+def test_how_many_places_a_forward_picks_freezes_nothing():
+    torch.manual_seed(0)
+    model, x = Picks(), torch.randn(200, 4)
+    graph = ChannelGraph.watch(model, x)
+    assert graph.trace.data == "real"
+    assert [(g.name, g.size) for g in graph.groups if g.prunable and g.exact] == [("body", 8), ("hidden", 16)]
