@@ -67,6 +67,7 @@ class ChannelGraph:
     frozen: list[Frozen] = field(default_factory=list)
     extra_frozen: list[tuple[Array, Cause]] = field(default_factory=list)
     units: Units = "heads"
+    narrowed: list[Array] = field(default_factory=list)
     learnt: dict[tuple[str, str], list[Array]] = field(default_factory=dict)
     staying: dict[str, str] = field(default_factory=dict)
     _by_name: dict[str, ChannelGroup] = field(default_factory=dict)
@@ -135,6 +136,12 @@ class ChannelGraph:
         graph.units, graph.extra_frozen, graph._cost = units, [], None
         return graph.without([])._without_unread()
 
+    def with_narrow_heads(self, groups: Sequence[ChannelGroup | str]) -> ChannelGraph:
+        """Return the graph of the same run in which these groups of heads lose dimensions of every head instead."""
+        graph = copy(self)
+        graph.narrowed = [*self.narrowed, *(self.labels_of(group) for group in groups)]
+        return graph.without([])._without_unread()
+
     def _without_unread(self) -> ChannelGraph:
         unread = list(self._unread())
         return self.without(unread) if unread else self
@@ -162,12 +169,13 @@ class ChannelGraph:
         extra = [*self.extra_frozen, *labels]
         graph = ChannelGraph(
             self.trace,
-            self.trace.labels.solve(extra, preferred=self.units == "heads"),
+            self.trace.labels.solve(extra, preferred=self.units == "heads", narrowed=self.narrowed),
             self.shapes,
             self.is_buffer,
             self.aliases,
             extra_frozen=extra,
             units=self.units,
+            narrowed=self.narrowed,
             learnt=self.learnt,
             staying=self.staying,
         )

@@ -177,12 +177,19 @@ class Labels:
 
     # -- solving ---------------------------------------------------------------------------------------------------
 
-    def solve(self, extra_frozen: Sequence[tuple[Array, Cause]] = (), *, preferred: bool = True) -> Solution:
+    def solve(
+        self,
+        extra_frozen: Sequence[tuple[Array, Cause]] = (),
+        *,
+        preferred: bool = True,
+        narrowed: Sequence[Array] = (),
+    ) -> Solution:
         """Close over ties and products, and return the classes.
 
         Each product keeps at most one factor prunable: a frozen product freezes both, a frozen factor ties the product
         to the other one. Of two free factors the exact one stays free, if only one is; else the preferred one; else the
-        one with more indices. With ``preferred=False`` it is the one that is not preferred, exact or not.
+        one with more indices. With ``preferred=False`` it is the one that is not preferred, exact or not; so it is for
+        the preferred ones among ``narrowed``.
         """
         frozen_items = self._frozen + [(labels, len(self._causes) + i) for i, (labels, _) in enumerate(extra_frozen)]
         causes = self._causes + [cause for _, cause in extra_frozen]
@@ -208,6 +215,7 @@ class Labels:
             wish += 2 * self._marked(classes, self._whole_groups)
             if preferred:  # what is not asked for in particular: rather what can go exactly
                 wish -= 4 * self._inexact_factors(classes, undecided)
+            wish -= 16 * self._marked(classes, list(narrowed))
             asked = [p for p in undecided if self._wishes(p, classes, wish)[0] != self._wishes(p, classes, wish)[1]]
             for product in asked or undecided:
                 self._decide(product, classes, wish, class_cause, none)

@@ -121,15 +121,17 @@ class MaskInference:
             lines[group.name] = f"{group.name}: {count} of {group.size} units: {why}"
         return lines
 
-    def masks_parts_of_heads(self) -> bool:
-        """Whether some rows that make an attention head are masked, but not all of that head."""
-        for group in self._graph.groups:
-            for member in group.producers if group.kind == "heads" else []:
-                alive = self._flow.alive_along(member.name, member.dim)
-                if alive is not None:
-                    rows = alive[member.indices]
-                    if (rows.any(axis=1) & ~rows.all(axis=1)).any():
-                        return True
+    def partly_masked_heads(self) -> list[ChannelGroup]:
+        """Return the groups of attention heads of which some, but not all, rows or columns of one head are masked."""
+        return [group for group in self._graph.groups if group.kind == "heads" and self._masks_parts_of(group)]
+
+    def _masks_parts_of(self, group: ChannelGroup) -> bool:
+        for member in (*group.producers, *group.consumers):
+            alive = self._flow.alive_along(member.name, member.dim)
+            if alive is not None:
+                rows = alive[member.indices]
+                if (rows.any(axis=1) & ~rows.all(axis=1)).any():
+                    return True
         return False
 
     def _masked_units(self, member: Member) -> Array | None:

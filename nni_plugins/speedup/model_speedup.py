@@ -13,7 +13,7 @@ import torch
 from nni.compression.speedup import ModelSpeedup as NniModelSpeedup
 from torch import nn
 
-from nni_plugins.channels.graph import ChannelGraph, refuse_wrapped
+from nni_plugins.channels.graph import ChannelGraph, ChannelGroup, refuse_wrapped
 from nni_plugins.channels.labels import Array, Cause
 from nni_plugins.channels.plan import Plan
 from nni_plugins.channels.preserve import drop_caches
@@ -132,6 +132,7 @@ class ModelSpeedup(NniModelSpeedup):
         self.verify = verify
         self._masks = parameter_masks(model, self.masks)
         self._activations = activation_masks(model, self.masks)
+        self._alive: dict[str, Array] = {}
 
     def speedup_model(self) -> nn.Module:
         """Do it, and return the model (the same object, smaller)."""
@@ -160,17 +161,21 @@ class ModelSpeedup(NniModelSpeedup):
     # -- the steps -------------------------------------------------------------------------------------------------
 
     def _watched(self) -> ChannelGraph:
-        """Watch the model; attention loses head dimensions, not heads, where that is what the masks ask for."""
+        """Watch the model; an attention loses head dimensions, not heads, where that is what its masks ask for."""
         graph = ChannelGraph.watch(self.bound_model, self.dummy_input, rehearse=False)
         self._masks = with_activations(graph, self.bound_model, self.dummy_input, self._masks, self._activations)
-        self._alive = {name: unmasked(mask) for name, mask in self._masks.items()}
-        if not self._inference(graph).masks_parts_of_heads():
+        heads = self._inference(graph).partly_masked_heads()
+        if not heads:
             return graph
-        other = graph.with_units("head_dim").rehearsed(self.bound_model, self.dummy_input, inexact=not self.exact_only)
-        plans = [self._inference(g).plan() for g in (graph, other)]
-        return other if plans[1].cost().params < plans[0].cost().params else graph
+        other = graph.with_narrow_heads(heads)
+        other = other.rehearsed(self.bound_model, self.dummy_input, inexact=not self.exact_only)
+        wide, narrow = (self._inference(g).plan() for g in (graph, other))
+        better = [group for group in heads if _rows(narrow, group) < _rows(wide, group)]
+        return graph.with_narrow_heads(better) if better else graph
 
     def _inference(self, graph: ChannelGraph, stay: Sequence[Array] = ()) -> MaskInference:
+        if not self._alive:
+            self._alive = {name: unmasked(mask) for name, mask in self._masks.items()}
         return MaskInference(
             graph, self.bound_model, self._masks, exact_only=self.exact_only, stay=stay, alive=self._alive
         )
@@ -240,6 +245,10 @@ class ModelSpeedup(NniModelSpeedup):
                     replacement.undo()
                     graph = after
                     continue
+            self.report.inexact = _inexact(plan, constants)
+            self._note_stayed(inference.stayed(plan), plan)
+            del inference
+            self._alive = {}  # a quarter of the masks' size, at the moment when memory is needed
             with self._timed("removal"):
                 skip = replacement.names if replacement else ()
                 compaction = Compaction(self.bound_model, plan, skip, self._masks)
@@ -250,8 +259,6 @@ class ModelSpeedup(NniModelSpeedup):
                 except BaseException:
                     step.undo()
                     raise
-            self.report.inexact = _inexact(plan, constants)
-            self._note_stayed(inference.stayed(plan), plan)
             return step
 
     def _settled(
@@ -406,6 +413,13 @@ class _Step:
     def become(self, other: _Step) -> None:
         self.compaction, self.constants, self.folded = other.compaction, other.constants, other.folded
         self.replacement = other.replacement
+
+
+def _rows(plan: Plan, group: ChannelGroup) -> int:
+    """How many rows and columns a plan keeps where a group has its units."""
+    places = [(m.name, m.dim) for m in (*group.producers, *group.consumers)]
+    kept = [plan.dimensions(name).get(dim) for name, dim in places]
+    return sum(plan.graph.shapes[n][d] if k is None else len(k) for (n, d), k in zip(places, kept, strict=True))
 
 
 def _inexact(plan: Plan, constants: list[fold.FoldedBias]) -> list[str]:

@@ -198,3 +198,37 @@ def test_a_second_run_of_one_speedup_is_refused():
     speedup, _ = check(Cast(), {})
     with pytest.raises(RuntimeError, match="compact already"):
         speedup.speedup_model()
+
+
+class TwoAttentions(nn.Module):
+    """Masks may ask for heads of one attention, and for dimensions of every head of another."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv = nn.ModuleList([nn.Linear(8, 3 * 24), nn.Linear(8, 3 * 24)])
+        self.out = nn.ModuleList([nn.Linear(24, 8), nn.Linear(24, 8)])
+
+    def forward(self, x):
+        for qkv, out, last in zip(self.qkv, self.out, [(-1, 6), (4, -1)], strict=True):
+            q, k, v = (part.unflatten(-1, last).transpose(1, 2) for part in qkv(x).chunk(3, -1))
+            y = F.scaled_dot_product_attention(q, k, v, scale=0.4)
+            x = x + out(y.transpose(1, 2).flatten(2))
+        return x
+
+
+def test_each_attention_loses_what_its_masks_ask_for():
+    model, x = TwoAttentions().double(), torch.randn(2, 5, 8, dtype=torch.float64)
+    plan_heads = Plan(ChannelGraph.watch(model, x), {"qkv.0": [0, 2]})
+    plan_dims = Plan(ChannelGraph.watch(model, x, units="head_dim"), {"qkv.1": [0, 1, 5]})
+    masks = {**plan_heads.masks(model), **plan_dims.masks(model)}
+    with torch.no_grad():
+        for module, targets in masks.items():
+            for target, mask in targets.items():
+                getattr(model.get_submodule(module), target).mul_(mask)
+    expected = model(x)
+    speedup = ModelSpeedup(model, x, masks)
+    compact = speedup.speedup_model()
+    assert compact.qkv[0].out_features == 3 * 2 * 6
+    assert compact.qkv[1].out_features == 3 * 4 * 3
+    assert not speedup.report.put_back
+    assert torch.allclose(compact(x), expected, atol=1e-12)
