@@ -3,7 +3,8 @@
     python benchmarks/zoo_torchvision.py [names…] [--modes exact,all] [--results FILE] [--failed]
 
 Classification (80 models), segmentation, detection, video and optical flow. Weights are random. Images are the
-smallest that the model takes of a few sizes.
+smallest that the model takes of a few sizes. Detectors run in double precision: of boxes with scores that are equal but
+for rounding they keep one or the other.
 """
 
 from __future__ import annotations
@@ -18,18 +19,22 @@ from benchmarks.zoo.runner import main
 
 #: Tried in this order.
 SIZES = (64, 96, 128, 224, 299)
-SECTIONS = ("", "segmentation", "detection", "video", "optical_flow")
+SECTIONS = ("classification", "segmentation", "detection", "video", "optical_flow")
+
+
+def sections() -> dict[str, list[str]]:
+    """Return the names of all models by section, classification first."""
+    from torchvision import models
+
+    return {
+        section: models.list_models(module=models if section == "classification" else getattr(models, section))
+        for section in SECTIONS
+    }
 
 
 def names() -> list[str]:
     """Return the names of all models, classification first."""
-    from torchvision import models
-
-    return [
-        name
-        for section in SECTIONS
-        for name in models.list_models(module=getattr(models, section) if section else models)
-    ]
+    return [name for inside in sections().values() for name in inside]
 
 
 def build(name: str) -> tuple[Any, Any]:
@@ -37,11 +42,15 @@ def build(name: str) -> tuple[Any, Any]:
     import torch
     from torchvision import models
 
-    section = next(s for s in SECTIONS if name in models.list_models(module=getattr(models, s) if s else models))
-    extra = {"weights_backbone": None} if section in ("segmentation", "detection") else {}
+    section = next(section for section, inside in sections().items() if name in inside)
+    extra: dict[str, Any] = {"weights_backbone": None} if section in ("segmentation", "detection") else {}
+    if section == "detection" and not name.startswith("ssd"):
+        extra |= {"min_size": 256, "max_size": 256}  # else it makes its images larger
     if name in ("googlenet", "inception_v3"):
         extra["init_weights"] = False  # only to save half a minute of scipy
     model = models.get_model(name, weights=None, **extra).eval()
+    if section == "detection":
+        model.double()
     x = _first_that_runs(model, list(_inputs(section, torch)))
     return model.eval(), x
 
@@ -53,7 +62,7 @@ def _inputs(section: str, torch: Any) -> Any:
         return torch.randn(*shape, generator=generator)
 
     if section == "detection":
-        yield ([torch.rand(3, 320, 320, generator=generator)],)
+        yield ([torch.rand(3, 256, 256, generator=generator).double()],)
     elif section == "optical_flow":
         yield noise(1, 3, 128, 128), noise(1, 3, 128, 128)
     elif section == "video":
