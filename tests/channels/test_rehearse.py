@@ -176,3 +176,26 @@ def test_how_many_places_a_forward_picks_freezes_nothing():
     graph = ChannelGraph.watch(model, x)
     assert graph.trace.data == "real"
     assert [(g.name, g.size) for g in graph.groups if g.prunable and g.exact] == [("body", 8), ("hidden", 16)]
+
+
+class Boxes(nn.Module):
+    """Cuts windows where the score is above ``least``, and flattens them for a linear layer."""
+
+    def __init__(self, least):
+        super().__init__()
+        self.body, self.hidden, self.head = nn.Conv2d(3, 6, 1), nn.Linear(6 * 4, 10), nn.Linear(10, 2)
+        self.least = least
+
+    def forward(self, x):
+        found = torch.nonzero(x.mean(1).flatten() > self.least).flatten()
+        windows = F.adaptive_avg_pool2d(self.body(x), 2).expand(len(found), -1, -1, -1)
+        return self.head(F.relu(self.hidden(windows.flatten(1))))
+
+
+@pytest.mark.parametrize("least", [0.0, 100.0])
+def test_where_nothing_was_found_channels_are_flattened_all_the_same(least):
+    torch.manual_seed(0)
+    model, x = Boxes(least), torch.randn(1, 3, 8, 8)
+    graph = ChannelGraph.watch(model, x)
+    assert [(g.name, g.size) for g in graph.groups if g.prunable and g.exact] == [("body", 6), ("hidden", 10)]
+    assert Replay(Plan(graph, {"body": range(4)}), x).run(model) is None

@@ -31,7 +31,7 @@ def reshaped(call: Call, x: Info, new: tuple[int, ...]) -> list[MaybeLabels]:
     out: list[MaybeLabels] = []
     zeros: list[bool] = []
     if 0 in old:
-        return [None] * len(new)
+        return _empty(call, x, new)
     i = j = 0
     while i < len(old) or j < len(new):
         first, second = i, j
@@ -50,6 +50,17 @@ def reshaped(call: Call, x: Info, new: tuple[int, ...]) -> list[MaybeLabels]:
         zeros += zero
     call.zero = zeros
     return out
+
+
+def _empty(call: Call, x: Info, new: tuple[int, ...]) -> list[MaybeLabels]:
+    """Nothing was there this time (no boxes were found): the other dimensions are taken as they would be for one."""
+    one, target = tuple(size or 1 for size in x.shape), tuple(size or 1 for size in new)
+    labels = [part if size else None for size, part in zip(x.shape, x.labels, strict=True)]
+    if math.prod(one) == math.prod(target):
+        return reshaped(call, Info(one, labels, x.dynamic, x.zeros), target)
+    for part in labels:
+        call.freeze(part, "reshaped while empty")
+    return [None] * len(new)
 
 
 def _run(call: Call, x: Info, run: slice, new: tuple[int, ...]) -> tuple[list[MaybeLabels], list[bool]]:
