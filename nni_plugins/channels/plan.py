@@ -62,6 +62,7 @@ class Plan:
             classes = graph.group(name).classes
             self._keep[classes] = False
             self._keep[classes[units]] = True
+        self._slices: dict[str, dict[int, Array]] | None = None
 
     def __repr__(self) -> str:
         lost = ", ".join(f"{name}: {len(u)}/{self.graph.group(name).size}" for name, u in self.kept.items())
@@ -96,8 +97,10 @@ class Plan:
 
     def slices(self) -> dict[str, dict[int, Array]]:
         """Return ``{parameter or buffer: {dimension: kept indices}}`` for all that shrink and do not go."""
-        found = {name: self.dimensions(name) for name in self.graph.trace.parameters}
-        return {name: dims for name, dims in found.items() if dims}
+        if self._slices is None:
+            found = {name: self.dimensions(name) for name in self.graph.trace.parameters}
+            self._slices = {name: dims for name, dims in found.items() if dims}
+        return self._slices
 
     def sizes(self) -> dict[tuple[str, str], dict[int, int]]:
         """Return ``{(module, attribute): {old value: new value}}`` for module attributes that count what goes."""

@@ -13,6 +13,7 @@ from nni_plugins.channels.flexible import exchange
 from nni_plugins.channels.plan import Plan
 from nni_plugins.channels.skeleton import layout_of, resized
 from nni_plugins.channels.stand_in import stand_in
+from nni_plugins.speedup.flow import as_numpy
 from nni_plugins.speedup.masked_run import under
 
 
@@ -89,7 +90,7 @@ class Compaction:
             data = sliced(tensor.data, index)
             if mask is not None:
                 left = sliced(mask, index)
-                data = data if bool((left == 1).all()) else under(data, left)
+                data = data if (as_numpy(left) == 1).all() else under(data, left)
             replace_data(tensor, data)
             if gradient is not None:
                 tensor.grad = sliced(gradient, index)
