@@ -1,0 +1,163 @@
+"""The methods: each takes a trained net to half its MACs, within the budget of epochs that all of them share.
+
+A method is a function of the dense model, the data, the plan of the fine-tuning, the seed, a folder for its
+checkpoints and a log. It returns the compact ``model``, how many of the plan's ``epochs`` it has used, and
+what it wants to be known. A method may change the model that it is given.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nni
+import torch
+from nni.compression import TorchEvaluator
+from torch import nn
+
+from benchmarks.cifar.data import Cifar
+from benchmarks.cifar.nets import EXAMPLE
+from benchmarks.cifar.training import DECAY, MOMENTUM, Plan, resume_extra, train
+from nni_plugins.channels import ChannelGraph
+from nni_plugins.pruners import MagnitudePruner, RandomPruner, TaylorPruner
+from nni_plugins.speedup import ModelSpeedup
+
+SPEEDUP = 2.0
+CONFIG = [{"op_types": ["Conv2d"], "sparse_ratio": 1 - 1 / SPEEDUP}]
+PRUNE_EPOCHS = 2
+"""Of the budget: while they last, methods that train may prune."""
+TIMES = 10
+BATCHES = 30
+"""Minibatches that Torch-Pruning's Taylor scores are made of; they cost it nothing of its budget."""
+
+Log = Callable[[str], None]
+
+
+def at_once(maker: Any, **arguments: Any) -> Any:
+    """One of our pruners, before the fine-tuning."""
+
+    def method(model: nn.Module, data: Cifar, plan: Plan, seed: int, place: Path, log: Log) -> dict[str, Any]:
+        if maker is RandomPruner:
+            arguments["seed"] = seed
+        pruner = maker(model, CONFIG, dummy_input=EXAMPLE, target="macs", scope="global", **arguments)
+        return {**_compacted(pruner, model), "epochs": 0}
+
+    return method
+
+
+def while_training(maker: Any, **arguments: Any) -> Any:
+    """One of our pruners, iterated within the first epochs of the fine-tuning."""
+
+    def method(model: nn.Module, data: Cifar, plan: Plan, seed: int, place: Path, log: Log) -> dict[str, Any]:
+        epochs = min(PRUNE_EPOCHS, plan.epochs)
+        times = min(TIMES, epochs * len(data.training(seed)))
+        every = epochs * len(data.training(seed)) // times
+        checkpoint = place / "pruning.pt"
+        held: dict[str, Any] = {}
+
+        def training(
+            model: Any, optimizer: Any, training_step: Any, scheduler: Any = None, max_steps: Any = None,
+            max_epochs: Any = None,
+        ) -> None:  # fmt: skip
+            held["seconds"] = train(
+                model, data, plan, seed, checkpoint=checkpoint, last=epochs, optimizer=optimizer,
+                loss_of=training_step, extra=held["pruner"], log=log,
+            )  # fmt: skip
+
+        def training_step(batch: Any, model: nn.Module) -> torch.Tensor:
+            return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+        settings = {"lr": plan.rate, "momentum": MOMENTUM, "nesterov": True, "weight_decay": DECAY}
+        optimizer = nni.trace(torch.optim.SGD)(model.parameters(), **settings)
+        evaluator = TorchEvaluator(training, optimizer, training_step, dummy_input=EXAMPLE)
+        schedule = {"shape": "cubic", "times": times, "interval_steps": every}
+        pruner = maker(model, CONFIG, evaluator, target="macs", scope="global", schedule=schedule, **arguments)
+        held["pruner"] = pruner
+        resume_extra(pruner, checkpoint)
+        return {**_compacted(pruner, model, max_epochs=epochs), "epochs": epochs, "seconds": held["seconds"]}
+
+    return method
+
+
+def _compacted(pruner: Any, model: nn.Module, **length: Any) -> dict[str, Any]:
+    _, masks = pruner.compress(**length)
+    pruner.unwrap_model()
+    model.eval()
+    speedup = ModelSpeedup(model, EXAMPLE, masks)
+    compact = speedup.speedup_model()
+    kept = {name: len(units) for name, units in pruner.plan.kept.items()}
+    return {"model": compact, "kept": kept, "error": speedup.report.max_error}
+
+
+def torch_pruning(importance: str) -> Any:
+    """Torch-Pruning's pruner with a group importance, global ranking, its ratio bisected to the MACs asked for."""
+
+    def method(model: nn.Module, data: Cifar, plan: Plan, seed: int, place: Path, log: Log) -> dict[str, Any]:
+        import torch_pruning
+
+        model.eval()
+        gradients = _gradients(model, data, seed) if importance == "taylor" else {}
+        dense = ChannelGraph.watch(model, EXAMPLE).cost().macs
+
+        def pruned(ratio: float) -> tuple[nn.Module, float]:
+            trial = copy.deepcopy(model)
+            for name, parameter in trial.named_parameters():
+                parameter.grad = gradients[name].clone() if gradients else None
+            score = (
+                torch_pruning.importance.GroupTaylorImportance()
+                if importance == "taylor"
+                else torch_pruning.importance.GroupMagnitudeImportance(p=2)
+            )
+            pruner = torch_pruning.pruner.BasePruner(
+                trial, EXAMPLE, score, global_pruning=True, pruning_ratio=ratio, ignored_layers=[trial.fc]
+            )
+            pruner.step()
+            trial.zero_grad()
+            return trial, ChannelGraph.watch(trial, EXAMPLE).cost().macs / dense
+
+        low, high = 0.0, 0.95
+        for _ in range(12):
+            middle = (low + high) / 2
+            low, high = (low, middle) if pruned(middle)[1] <= 1 / SPEEDUP else (middle, high)
+        compact, _ = pruned(high)
+        kept = {name: module.out_channels for name, module in compact.named_modules() if isinstance(module, nn.Conv2d)}
+        return {"model": compact, "kept": kept, "epochs": 0, "ratio": high, "torch_pruning": torch_pruning.__version__}
+
+    return method
+
+
+def _gradients(model: nn.Module, data: Cifar, seed: int) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    for index, (images, labels) in enumerate(data.training(seed)):
+        if index == BATCHES:
+            break
+        nn.functional.cross_entropy(model(images), labels).backward()
+    found = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    model.zero_grad()
+    return found
+
+
+def from_scratch(model: nn.Module, data: Cifar, plan: Plan, seed: int, place: Path, log: Log) -> dict[str, Any]:
+    """The net that the contender found, drawn anew and trained for as many MACs as dense training and fine-tuning."""
+    found = torch.load(place.with_name(place.name.replace("scratch", "taylor")) / "pruned.pt", weights_only=False)
+    torch.manual_seed(seed)
+    for module in found["model"].modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    whole = Plan(epochs=round(20 * SPEEDUP) + plan.epochs, rate=0.1, warmup=1.0)
+    return {"model": found["model"], "kept": found["kept"], "epochs": 0, "plan": whole}
+
+
+METHODS: dict[str, Any] = {
+    "taylor": while_training(TaylorPruner, variant="gate", normalise="cost"),
+    "magnitude": at_once(MagnitudePruner),
+    "random": at_once(RandomPruner),
+    "torch-pruning-magnitude": torch_pruning("magnitude"),
+    "torch-pruning-taylor": torch_pruning("taylor"),
+    "scratch": from_scratch,
+}
+"""By name. ``taylor`` is the contender."""
