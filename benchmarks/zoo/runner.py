@@ -145,10 +145,11 @@ def _commit() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what the results depend on."""
+    """Return the machine, and the versions of what the results depend on."""
     from importlib.metadata import PackageNotFoundError, version
 
-    out = {"python": platform.python_version()}
+    out = {"machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}"}
+    out["python"] = platform.python_version()
     for package in ("torch", "torchvision", "timm", "transformers"):
         try:
             out[package] = version(package)
@@ -170,7 +171,7 @@ def latest(path: Path) -> dict[tuple[str, str, str], dict[str, Any]]:
 def summary(row: dict[str, Any]) -> str:
     """Return a result in one line."""
     if row["status"] == "done":
-        parts = [f"done, {_left(row, 'params')} of the parameters and {_left(row, 'macs')} of the MACs left"]
+        parts = [f"done, {left(row, 'params')} of the parameters and {left(row, 'macs')} of the MACs left"]
         if row["mode"] == "exact":
             parts.append(f"error {row['error_of_output']:.1e}")
         if row["put_back"]:
@@ -181,7 +182,8 @@ def summary(row: dict[str, Any]) -> str:
     return f"{row['status']}{where}{error} {row.get('error', '')}"
 
 
-def _left(row: dict[str, Any], what: str) -> str:
+def left(row: dict[str, Any], what: str) -> str:
+    """Return the share of the parameters or MACs that is left."""
     before = row[f"{what}_before"]
     return f"{row[f'{what}_after'] / before:.0%}" if before else "-"
 
@@ -217,11 +219,11 @@ def _cells(row: dict[str, Any]) -> list[str]:
     if row.get("status") != "done":
         return [size, share, row.get("status", "-"), "-", "-", "-"]
     error = f"{row['error_of_output']:.0e}"
-    return [size, share, _left(row, "params"), _left(row, "macs"), error, str(len(row["put_back"]) or "")]
+    return [size, share, left(row, "params"), left(row, "macs"), error, str(len(row["put_back"]) or "")]
 
 
 def _outcome(row: dict[str, Any]) -> str:
-    return _left(row, "params") if row.get("status") == "done" else str(row.get("status", "-"))
+    return left(row, "params") if row.get("status") == "done" else str(row.get("status", "-"))
 
 
 def _times(row: dict[str, Any]) -> list[str]:
