@@ -16,7 +16,7 @@ import numpy as np
 from torch import nn
 
 from nni_plugins.channels.call import Info, Operator
-from nni_plugins.channels.graph import ChannelGraph
+from nni_plugins.channels.graph import ChannelGraph, ChannelGroup
 from nni_plugins.channels.labels import Array, Cause
 from nni_plugins.channels.plan import Plan
 from nni_plugins.channels.replay import Mismatch, Replay, plain_name
@@ -24,6 +24,7 @@ from nni_plugins.channels.replay import Mismatch, Replay, plain_name
 _logger = logging.getLogger(__name__)
 
 FIXED = "its forward holds a fixed size"
+SCALED = "its forward computes with a number that follows the size"
 
 PlanOf = Callable[[ChannelGraph], Plan]
 
@@ -125,7 +126,7 @@ def settled(
         plan = plan_of(graph)
         replay = Replay(plan, dummy_input, skip)
         mismatch = replay.run(model)
-        while mismatch is not None:
+        while mismatch is not None and not mismatch.scaled:
             better = _learn(graph, replay, model, modules, mismatch, peers)
             if better is mismatch:
                 break
@@ -138,9 +139,9 @@ def settled(
                 on_freeze(mismatch)
             graph = graph.without_blocks(dict.fromkeys(stay, f"the model does not run without it ({mismatch})"))
             continue
-        culprits = [] if innocent else _culprits(replay, mismatch, peers)
+        culprits = [] if innocent or mismatch.scaled else _culprits(replay, mismatch, peers)
         if not culprits:
-            culprits = _found_by_halving(graph, plan, model, dummy_input, skip, mismatch, innocent)
+            culprits = _found_by_halving(graph, plan, model, dummy_input, skip, mismatch, innocent, peers)
         if not culprits:
             _logger.warning("the model does not run twice in the same way, so nothing can be rehearsed: %s", mismatch)
             return graph, plan
@@ -245,8 +246,12 @@ def _found_by_halving(
     skip: Collection[str],
     mismatch: Mismatch,
     innocent: Collection[str],
+    peers: _Peers,
 ) -> list[tuple[Array, Cause]]:
-    """Find groups without which the plan runs, where the operator that fails does not name them."""
+    """Find groups without which the plan runs, where the operator that fails does not name them.
+
+    Where a number follows their size, so it does at the same place of peers.
+    """
 
     def fails(names: Sequence[str]) -> bool:
         wanted = {name: plan.kept[name] for name in plan.kept if name in names or name in innocent}
@@ -257,8 +262,13 @@ def _found_by_halving(
         return []
     suspects = _fewest(suspects, fails)
     operator = mismatch.operator
-    cause = Cause(operator.module, operator.name, FIXED) if operator is not None else Cause("", "", FIXED)
-    return [(graph.labels_of(name), cause) for name in suspects]
+    if operator is None:
+        return [(graph.labels_of(name), Cause("", "", FIXED)) for name in suspects]
+    cause = Cause(operator.module, operator.name, SCALED if mismatch.scaled else FIXED)
+    found = [(graph.labels_of(name), cause) for name in suspects]
+    for name in suspects if mismatch.scaled else ():
+        found += [(labels, cause) for labels in peers.same_group(operator, graph.group(name))]
+    return found
 
 
 def _blocks_to_blame(
@@ -321,6 +331,19 @@ class _Peers:
             module = self._modules.get(other + below)
             if labels is not None and getattr(module, attribute, None) == len(labels):
                 yield (other + below, attribute), labels
+
+    def same_group(self, operator: Operator, group: ChannelGroup) -> Iterator[Array]:
+        """Yield labels of what makes a group, at the same place of the forwards where peers of ``operator`` stand."""
+        self._index()
+        prefix = f"{self._signatures[id(operator)][1]}."
+        for _, anchor in self._peers(operator):
+            for member in group.producers:
+                name = f"{anchor}.{member.name[len(prefix) :]}" if member.name.startswith(prefix) else ""
+                labels = self._graph.trace.parameters.get(name, [])
+                if member.dim < len(labels):
+                    array = labels[member.dim]
+                    if array is not None and member.indices.max() < len(array):
+                        yield array[member.indices.ravel()]
 
     def _peers(self, operator: Operator) -> list[tuple[Operator, str]]:
         self._index()

@@ -36,6 +36,10 @@ _ORDERS = frozenset(["aten.t", "aten.transpose", "aten.permute", "aten.unsqueeze
 _VIEWS = frozenset(["aten.view", "aten.expand"])
 
 
+#: What is computed with integers as with other numbers.
+_ARITHMETIC = frozenset(["aten.mul", "aten.div", "aten.add", "aten.sub", "aten.pow", "aten.rsub"])
+
+
 def plain_name(operator: str) -> str:
     """Return the name that operators which say the same share."""
     return _SAME.get(operator, operator)
@@ -63,11 +67,14 @@ class Mismatch:
         The watched operator at that place; None where the run went on beyond the watched one.
     why
         What differs, in words.
+    scaled
+        Whether all sizes are right so far, but a number that the forward computes from a size is another one.
     """
 
     index: int
     operator: Operator | None
     why: str
+    scaled: bool = False
 
     @property
     def module(self) -> str:
@@ -83,6 +90,17 @@ def _without_ones(shape: Sequence[int], wanted: Sequence[int]) -> bool:
     if len(shape) == len(wanted):
         return False
     return [size for size in shape if size != 1] == [size for size in wanted if size != 1]
+
+
+def _other_number(operator: Operator, args: tuple, kwargs: dict) -> str:
+    """Say so where an operator is given another number than in the watched run: a scale made from a size."""
+    kinds = (float, int) if operator.name.rstrip("_") in _ARITHMETIC else float
+    pairs = [*zip(operator.args, args, strict=False), *((operator.kwargs.get(key), kwargs[key]) for key in kwargs)]
+    for before, now in pairs:
+        numbers = isinstance(before, kinds) and isinstance(now, kinds) and not isinstance(now, bool)
+        if numbers and before == before and not math.isclose(before, now, rel_tol=1e-9):  # NaN equals nothing
+            return f"it is given {now:.6g}, not {before:.6g}, a number that follows a size"
+    return ""
 
 
 class _Stop(StopWatching):
@@ -113,6 +131,7 @@ class Replay:
         self._plan = plan
         self._dummy_input = dummy_input
         self._skip = skip
+        self._exact = plan.exact
         self._kept: dict[int, int] = {}
 
     def predicted(self, info: Info) -> tuple[int, ...]:
@@ -159,6 +178,8 @@ class Replay:
                 wanted = self.predicted(info)
                 if tuple(tensor.shape) != wanted and not _without_ones(tensor.shape, wanted):
                     raise _Stop(Mismatch(position, operator, f"its size is {tuple(tensor.shape)}, not {wanted}"))
+            if self._exact and (why := _other_number(operator, args, kwargs)):
+                raise _Stop(Mismatch(position, operator, why, scaled=True))
             for tensor, decided in zip(tensors, operator.decided, strict=False):
                 if decided is not None and decided.shape == tensor.shape:
                     tensor.copy_(decided)  # so that the forward goes the same way, which tokens an expert gets too

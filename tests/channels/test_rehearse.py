@@ -178,6 +178,41 @@ def test_how_many_places_a_forward_picks_freezes_nothing():
     assert [(g.name, g.size) for g in graph.groups if g.prunable and g.exact] == [("body", 8), ("hidden", 16)]
 
 
+class OwnScale(nn.Module):
+    """Scores divided by the root of a width that is read from a shape (as Falcon does), or held in an attribute."""
+
+    def __init__(self, held):
+        super().__init__()
+        self.held, self.width = held, 6
+        self.q, self.k, self.v, self.out = (nn.Linear(8, 12), nn.Linear(8, 12), nn.Linear(8, 12), nn.Linear(12, 8))
+
+    def forward(self, x):
+        b, t, _ = x.shape
+        shape = (b, t, -1, self.width) if self.held else (b, t, 2, -1)
+        q, k, v = (layer(x).view(*shape).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        width = self.width if self.held else q.shape[-1]
+        y = (q @ k.transpose(-2, -1) / width**0.5).softmax(-1) @ v
+        return x + self.out(y.transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_a_scale_that_follows_the_width_keeps_the_width(held):
+    model, x = nn.Sequential(OwnScale(held), OwnScale(held)), torch.randn(2, 5, 8)
+    graph = ChannelGraph.watch(model, x, units="head_dim")
+    for index in (0, 1):
+        widths = [g for g in graph.groups if g.name in (f"{index}.q", f"{index}.k")]
+        assert widths
+        assert not any(g.prunable for g in widths)
+        assert f"{index}.v" in [g.name for g in graph.groups if g.prunable and g.exact] or held
+    reasons = [f.reason for f in graph.frozen]
+    assert any("a number that follows the size" in reason for reason in reasons)
+
+
+def test_scores_divided_by_a_width_that_stays_lose_heads():
+    graph = ChannelGraph.watch(OwnScale(True), torch.randn(2, 5, 8))
+    assert [g.kind for g in graph.groups if g.prunable and g.exact] == ["heads"]
+
+
 class Boxes(nn.Module):
     """Cuts windows where the score is above ``least``, and flattens them for a linear layer."""
 

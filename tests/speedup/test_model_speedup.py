@@ -305,7 +305,7 @@ class Liar(nn.Module):
 
     def forward(self, x):
         x = F.relu(self.a(x))
-        x = self.b(x / x.shape[1])
+        x = self.b(x / torch.full_like(x, x.shape[1]))
         return self.c(F.relu(x))
 
 

@@ -14,9 +14,6 @@ from tests.random_networks import trained_like
 from tests.speedup import odd_forwards  # noqa: F401  (registers more nets)
 from tests.speedup.odd_nets import ODD, Found
 
-#: Shapes hide a wrong model here, so that what goes is put back after the proof.
-PUT_BACK = {"weights_scaled_by_their_width", "scaled_by_the_width"}
-
 
 def doubled(inputs):
     return tree_map(lambda t: t.double() if isinstance(t, torch.Tensor) and t.is_floating_point() else t, inputs)
@@ -85,11 +82,8 @@ def test_compact_equals_masked_and_trains(name, producers_only):
                 getattr(masked.get_submodule(module), target).data.mul_(mask)
     speedup = ModelSpeedup(model, inputs, masks)
     compact = speedup.speedup_model()
-    if name in PUT_BACK:
-        assert producers_only or speedup.report.put_back
-    else:
-        assert producers_only or speedup.plan.counts == plan.counts
-        assert not speedup.report.put_back
+    assert producers_only or speedup.plan.counts == plan.counts
+    assert not speedup.report.put_back
     other = tree_map(
         lambda t: torch.randn_like(t) if isinstance(t, torch.Tensor) and t.is_floating_point() else t, inputs
     )
