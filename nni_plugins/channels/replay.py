@@ -103,6 +103,12 @@ def _other_number(operator: Operator, args: tuple, kwargs: dict) -> str:
     return ""
 
 
+def _place(start: int | None, size: int) -> int:
+    """Return where a slice begins, counted from the first index."""
+    start = start or 0
+    return min(max(start + size if start < 0 else start, 0), size)
+
+
 class _Stop(StopWatching):
     def __init__(self, mismatch: Mismatch) -> None:
         self.mismatch = mismatch
@@ -178,6 +184,8 @@ class Replay:
                 wanted = self.predicted(info)
                 if tuple(tensor.shape) != wanted and not _without_ones(tensor.shape, wanted):
                     raise _Stop(Mismatch(position, operator, f"its size is {tuple(tensor.shape)}, not {wanted}"))
+            if why := self._other_start(operator, args):
+                raise _Stop(Mismatch(position, operator, why))
             if self._exact and (why := _other_number(operator, args, kwargs)):
                 raise _Stop(Mismatch(position, operator, why, scaled=True))
             for tensor, decided in zip(tensors, operator.decided, strict=False):
@@ -208,6 +216,20 @@ class Replay:
         if operator.name != "aten.bmm" or self.predicted(operator.inputs[0])[2] != 1:
             return False
         return math.prod(self.predicted(operator.outputs[0])) == count
+
+    def _other_start(self, operator: Operator, args: tuple) -> str:
+        """Say so where a slice begins at a place that the forward holds, though units before it go."""
+        if operator.name != "aten.slice":
+            return ""
+        dim = operator.argument(1, "dim", 0)
+        labels = operator.args[0].labels[dim]
+        if labels is None or self.kept(len(labels), labels) == len(labels):
+            return ""
+        left = self._plan.keeps(labels)
+        start = _place(operator.argument(2, "start"), len(labels))
+        now = _place(args[2] if len(args) > 2 else None, int(left.sum()))
+        wanted = int(left[:start].sum())
+        return f"it begins at {now}, not {wanted}" if now != wanted else ""
 
     def _past_views(self, position: int) -> int:
         while self._is_view(position):

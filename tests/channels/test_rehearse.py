@@ -234,3 +234,23 @@ def test_where_nothing_was_found_channels_are_flattened_all_the_same(least):
     graph = ChannelGraph.watch(model, x)
     assert [(g.name, g.size) for g in graph.groups if g.prunable and g.exact] == [("body", 6), ("hidden", 10)]
     assert Replay(Plan(graph, {"body": range(4)}), x).run(model) is None
+
+
+class Sliced(nn.Module):
+    """A part is taken by numbers that are written down, and another layer reads the whole."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(3, 8), nn.Linear(4, 4), nn.Linear(8, 2)
+
+    def forward(self, x):
+        y = self.a(x)
+        return torch.cat([self.b(y[:, 2:6]), self.c(y)], 1)
+
+
+def test_slices_by_fixed_numbers_keep_their_units():
+    graph = ChannelGraph.watch(Sliced(), torch.randn(2, 3))
+    assert not [g.name for g in graph.groups if g.prunable]
+    assert [g.reason for g in graph.groups if g.name in ("a", "a:1")] == [
+        "its forward holds a fixed size (aten.slice in the model)"
+    ] * 2
