@@ -21,6 +21,7 @@ from nni_plugins.channels.rehearse import FIXED, settled
 from nni_plugins.speedup import fold, record
 from nni_plugins.speedup.activations import with_activations
 from nni_plugins.speedup.compact import Compaction
+from nni_plugins.speedup.double import NOTE, errors_in_double
 from nni_plugins.speedup.flow import unmasked
 from nni_plugins.speedup.infer import MaskInference
 from nni_plugins.speedup.masked_run import joined, masks_in_force
@@ -133,6 +134,7 @@ class ModelSpeedup(NniModelSpeedup):
         self._masks = parameter_masks(model, self.masks)
         self._activations = activation_masks(model, self.masks)
         self._alive: dict[str, Array] = {}
+        self._double_errors: tuple[float, float] | None = None
 
     def speedup_model(self) -> nn.Module:
         """Do it, and return the model (the same object, smaller)."""
@@ -219,6 +221,9 @@ class ModelSpeedup(NniModelSpeedup):
                 self._put_wrong_ones_back(step, inputs, expected)
             outputs = outputs_of(self.bound_model, inputs)
             self.report.max_error, self.report.relative_error = largest_error(outputs, expected)
+            if self._double_errors is not None:
+                self.report.max_error, self.report.relative_error = self._double_errors
+                self.report.inexact.append(NOTE)
             if drawn:
                 self.report.max_error = self.report.relative_error = None
         return drawn
@@ -301,8 +306,11 @@ class ModelSpeedup(NniModelSpeedup):
         Where constants were folded inexactly, the compact model without them is held against the model in which all
         that the plan removes is masked, norms and consumers too: these must be equal.
         """
+        self._double_errors = None
         limit = tolerance_of(self.bound_model, expected)
         if largest_error(outputs_of(self.bound_model, inputs), expected)[1] <= limit:
+            return False
+        if step.replacement is None and self._equal_in_double(step, inputs, limit):
             return False
         if not self.report.inexact:
             return True
@@ -317,6 +325,14 @@ class ModelSpeedup(NniModelSpeedup):
                 wanted = outputs_of(self.bound_model, inputs)
         step.folded = fold.apply(self.bound_model, step.constants)
         return largest_error(bare, wanted)[1] > limit
+
+    def _equal_in_double(self, step: _Step, inputs: Any, limit: float) -> bool:
+        found = errors_in_double(self.bound_model, inputs, self._masks, step.compaction, step.folded, step.constants)
+        if found is None:
+            return False
+        errors, step.folded = found
+        self._double_errors = errors if errors[1] <= limit else None
+        return self._double_errors is not None
 
     def _put_wrong_ones_back(self, step: _Step, inputs: Any, expected: list[torch.Tensor]) -> None:
         """Right shapes can hide a wrong model: find the groups and blocks that make it so by halving; put them back."""

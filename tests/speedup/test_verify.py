@@ -65,8 +65,7 @@ class Counts(nn.Module):
         trained_like(self)
 
     def forward(self, x):
-        y = self.p(x)
-        return self.b(F.relu(self.an(self.a(x)))) + self.q(torch.relu(y) / torch.full_like(y, y.shape[1]))
+        return self.b(F.relu(self.an(self.a(x)))) + self.q(torch.relu(self.p(x)) / self.p(x).shape[1])
 
 
 def test_a_wrong_group_is_found_behind_an_inexact_one():
@@ -139,3 +138,32 @@ def test_a_failure_leaves_the_weights_as_they_were():
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
     assert (model.a.out_features, model.b.in_features) == (8, 8)
+
+
+class Picks(nn.Module):
+    """Goes on with the rows whose score is above the median; only rounding, or double precision, tells scores apart."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden, self.head = nn.Linear(8, 64), nn.Linear(64, 3)
+
+    def forward(self, x):
+        h = F.relu(self.hidden(x))
+        score = (h / h.norm(dim=1, keepdim=True)).pow(2).sum(1) + 1e-10 * x[:, 0]
+        return self.head(h[torch.nonzero(score > score.median()).flatten()])
+
+
+def test_picks_that_hang_on_rounding_are_proved_in_double_precision():
+    torch.manual_seed(0)
+    model, x = Picks(), torch.randn(500, 8)
+    gone = list(range(0, 64, 2))
+    masks = {"hidden": {"weight": rows(64, *gone)[:, None].expand(64, 8).clone(), "bias": rows(64, *gone)}}
+    before = masked(model, masks).double()
+    speedup = ModelSpeedup(model, x, masks)
+    compact = speedup.speedup_model()
+    assert compact.hidden.out_features == 32
+    assert speedup.report.put_back == []
+    assert speedup.report.relative_error < 1e-9
+    assert any("double precision" in line for line in speedup.report.inexact)
+    assert compact.head.weight.dtype == torch.float32
+    torch.testing.assert_close(compact.double()(x.double()), before(x.double()))
