@@ -65,7 +65,8 @@ class Counts(nn.Module):
         trained_like(self)
 
     def forward(self, x):
-        return self.b(F.relu(self.an(self.a(x)))) + self.q(torch.relu(self.p(x)) / self.p(x).shape[1])
+        y = self.p(x)
+        return self.b(F.relu(self.an(self.a(x)))) + self.q(torch.relu(y) / torch.full_like(y, y.shape[1]))
 
 
 def test_a_wrong_group_is_found_behind_an_inexact_one():
