@@ -21,6 +21,7 @@ from nni_plugins.channels.rehearse import FIXED, settled
 from nni_plugins.speedup import fold, record
 from nni_plugins.speedup.activations import with_activations
 from nni_plugins.speedup.compact import Compaction
+from nni_plugins.speedup.divided import without_divisors
 from nni_plugins.speedup.double import NOTE, errors_in_double
 from nni_plugins.speedup.flow import unmasked
 from nni_plugins.speedup.infer import MaskInference
@@ -166,6 +167,7 @@ class ModelSpeedup(NniModelSpeedup):
         """Watch the model; an attention loses head dimensions, not heads, where that is what its masks ask for."""
         graph = ChannelGraph.watch(self.bound_model, self.dummy_input, rehearse=False)
         self._masks = with_activations(graph, self.bound_model, self.dummy_input, self._masks, self._activations)
+        self._masks = without_divisors(graph, self._masks)
         heads = self._inference(graph).partly_masked_heads()
         if not heads:
             return graph
