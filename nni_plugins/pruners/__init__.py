@@ -14,6 +14,7 @@ from nni_plugins.pruners.schedule import Schedule
 
 if TYPE_CHECKING:
     from nni_plugins.pruners.base import GroupPruner
+    from nni_plugins.pruners.blocks import BlockPruner
     from nni_plugins.pruners.l0 import L0Pruner
     from nni_plugins.pruners.magnitude import MagnitudePruner
     from nni_plugins.pruners.random import RandomPruner
@@ -25,10 +26,14 @@ _METHODS = {
     "random": ("nni_plugins.pruners.random", "RandomPruner"),
     "taylor": ("nni_plugins.pruners.taylor", "TaylorPruner"),
 }
-_LAZY = {name: module for module, name in _METHODS.values()} | {"GroupPruner": "nni_plugins.pruners.base"}
+_LAZY = {name: module for module, name in _METHODS.values()} | {
+    "BlockPruner": "nni_plugins.pruners.blocks",
+    "GroupPruner": "nni_plugins.pruners.base",
+}
 
 __all__ = [
     "PRUNERS",
+    "BlockPruner",
     "BudgetError",
     "GroupPruner",
     "L0Pruner",
