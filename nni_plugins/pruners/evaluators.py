@@ -28,3 +28,22 @@ def steps_under_way(evaluator: Any) -> int | None:
         steps = trainer.estimated_stepping_batches
         return int(steps) if steps != float("inf") else None
     return None
+
+
+def schedulers_of(evaluator: Any) -> list[Any]:
+    """The learning-rate schedulers that an evaluator knows of, now; a training function may have others of its own."""
+    if hasattr(evaluator, "traced_trainer"):
+        found = getattr(getattr(evaluator, "trainer", None), "lr_scheduler", None)
+        scheduler = getattr(found, "scheduler", found)  # accelerate wraps it
+        return [] if scheduler is None else [scheduler]
+    if hasattr(evaluator, "data_module"):
+        trainer = getattr(evaluator.model, "_trainer", None)
+        return [] if trainer is None else [config.scheduler for config in trainer.lr_scheduler_configs]
+    return list(getattr(evaluator, "_lr_schedulers", None) or [])
+
+
+def optimizers_of(evaluator: Any) -> list[Any]:
+    """The optimizers that a bound evaluator holds before it trains; Lightning's come when it does."""
+    if hasattr(evaluator, "traced_trainer"):
+        return [evaluator.trainer.optimizer]
+    return list(getattr(evaluator, "_optimizers", None) or [])
