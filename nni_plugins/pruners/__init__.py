@@ -1,4 +1,4 @@
-"""Pruners of channel groups: subclasses of nni's ``Pruner``, one file per method.
+"""Pruners of channel groups and of single weights: subclasses of nni's ``Pruner``, one file per method.
 
 NNI is imported when a pruner is first asked for, not when this package is.
 """
@@ -15,12 +15,21 @@ from nni_plugins.pruners.schedule import Schedule
 if TYPE_CHECKING:
     from nni_plugins.pruners.base import GroupPruner
     from nni_plugins.pruners.blocks import BlockPruner
+    from nni_plugins.pruners.dynamic import DynamicSparsePruner
     from nni_plugins.pruners.l0 import L0Pruner
+    from nni_plugins.pruners.lottery import LotteryTicketPruner
     from nni_plugins.pruners.magnitude import MagnitudePruner
     from nni_plugins.pruners.random import RandomPruner
     from nni_plugins.pruners.taylor import TaylorPruner
+    from nni_plugins.pruners.weight_gradient import GradientWeightPruner
+    from nni_plugins.pruners.weight_magnitude import MagnitudeWeightPruner
+    from nni_plugins.pruners.weights import WeightPruner
 
 _METHODS = {
+    "dynamic_sparse": ("nni_plugins.pruners.dynamic", "DynamicSparsePruner"),
+    "lottery_ticket": ("nni_plugins.pruners.lottery", "LotteryTicketPruner"),
+    "weight_gradient": ("nni_plugins.pruners.weight_gradient", "GradientWeightPruner"),
+    "weight_magnitude": ("nni_plugins.pruners.weight_magnitude", "MagnitudeWeightPruner"),
     "l0": ("nni_plugins.pruners.l0", "L0Pruner"),
     "magnitude": ("nni_plugins.pruners.magnitude", "MagnitudePruner"),
     "random": ("nni_plugins.pruners.random", "RandomPruner"),
@@ -29,19 +38,25 @@ _METHODS = {
 _LAZY = {name: module for module, name in _METHODS.values()} | {
     "BlockPruner": "nni_plugins.pruners.blocks",
     "GroupPruner": "nni_plugins.pruners.base",
+    "WeightPruner": "nni_plugins.pruners.weights",
 }
 
 __all__ = [
     "PRUNERS",
     "BlockPruner",
     "BudgetError",
+    "DynamicSparsePruner",
+    "GradientWeightPruner",
     "GroupPruner",
     "L0Pruner",
+    "LotteryTicketPruner",
     "MagnitudePruner",
+    "MagnitudeWeightPruner",
     "PruningError",
     "RandomPruner",
     "Schedule",
     "TaylorPruner",
+    "WeightPruner",
 ]
 
 
@@ -60,7 +75,7 @@ class _Registry(Mapping[str, Any]):
 
 
 PRUNERS: Mapping[str, Any] = _Registry()
-"""Pruner classes by recipe name: ``magnitude``, ``random``, ``taylor``."""
+"""Pruner classes by recipe name: ``magnitude``, ``weight_magnitude``, ``taylor`` ..."""
 
 
 def __getattr__(name: str) -> Any:
