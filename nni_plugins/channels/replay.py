@@ -36,6 +36,9 @@ _ORDERS = frozenset(["aten.t", "aten.transpose", "aten.permute", "aten.unsqueeze
 _VIEWS = frozenset(["aten.view", "aten.expand"])
 
 
+#: Operators that are told how many groups the channels make, and by which argument.
+_GROUPS = {"aten.channel_shuffle": 1, "aten.native_channel_shuffle": 1, "aten.native_group_norm": 6}
+
 #: What is computed with integers as with other numbers.
 _ARITHMETIC = frozenset(["aten.mul", "aten.div", "aten.add", "aten.sub", "aten.pow", "aten.rsub"])
 
@@ -184,7 +187,7 @@ class Replay:
                 wanted = self.predicted(info)
                 if tuple(tensor.shape) != wanted and not _without_ones(tensor.shape, wanted):
                     raise _Stop(Mismatch(position, operator, f"its size is {tuple(tensor.shape)}, not {wanted}"))
-            if why := self._other_start(operator, args):
+            if why := self._other_start(operator, args) or self._other_groups(operator, args):
                 raise _Stop(Mismatch(position, operator, why))
             if self._exact and (why := _other_number(operator, args, kwargs)):
                 raise _Stop(Mismatch(position, operator, why, scaled=True))
@@ -230,6 +233,16 @@ class Replay:
         now = _place(args[2] if len(args) > 2 else None, int(left.sum()))
         wanted = int(left[:start].sum())
         return f"it begins at {now}, not {wanted}" if now != wanted else ""
+
+    def _other_groups(self, operator: Operator, args: tuple) -> str:
+        """Say so where channels are taken in as many groups as before, though whole groups go."""
+        place = _GROUPS.get(operator.name)
+        labels = operator.args[0].labels[1] if place is not None and len(operator.args) > place else None
+        if place is None or labels is None or self.kept(len(labels), labels) == len(labels):
+            return ""
+        left = self._plan.keeps(labels).reshape(operator.args[place], -1)
+        wanted = int(left.any(axis=1).sum())
+        return f"it counts {args[place]} groups, not {wanted}" if args[place] != wanted else ""
 
     def _past_views(self, position: int) -> int:
         while self._is_view(position):

@@ -254,3 +254,30 @@ def test_slices_by_fixed_numbers_keep_their_units():
     assert [g.reason for g in graph.groups if g.name in ("a", "a:1")] == [
         "its forward holds a fixed size (aten.slice in the model)"
     ] * 2
+
+
+class Shuffled(nn.Module):
+    """Whole groups of a grouped convolution can go if the shuffle after it counts them anew."""
+
+    def __init__(self, shuffle):
+        super().__init__()
+        self.up, self.middle, self.down = (
+            nn.Conv2d(3, 8, 1),
+            nn.Conv2d(8, 16, 1, groups=4),
+            nn.Conv2d(16, 4, 1, groups=2),
+        )
+        self.shuffle = shuffle
+
+    def forward(self, x):
+        return self.down(self.shuffle(self.middle(self.up(x))))
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_a_channel_shuffle_counts_the_groups_that_are_left(held):
+    model = Shuffled(nn.ChannelShuffle(4) if held else lambda x: torch.channel_shuffle(x, 4))
+    graph = ChannelGraph.watch(model, torch.randn(2, 3, 4, 4))
+    (group,) = [g for g in graph.groups if g.name == "up"]
+    assert group.size == (4 if held else 2)  # groups, or the same channel of every group
+    if held:
+        sizes = Plan(graph, {"up": [0, 2]}).sizes()
+        assert sizes["shuffle", "groups"] == {4: 2}

@@ -177,6 +177,7 @@ def channel_shuffle(call: Call) -> list[MaybeLabels]:
     if outer is None or inner is None:
         call.freeze(labels, "shuffled")
         return [x.labels[0], None, *x.labels[2:]]
+    call.size_of("groups", outer)
     return [x.labels[0], call.trace.labels.merge(inner, outer, call.cause), *x.labels[2:]]
 
 
