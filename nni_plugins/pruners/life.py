@@ -54,7 +54,10 @@ class PrunerBase(Checkpointed, Pruner):
         super().__init_subclass__(**kwargs)
         own = inspect.signature(cls.__init__).parameters
         if any(item.kind is inspect.Parameter.VAR_KEYWORD for item in own.values()):
-            base = next(c for c in cls.__mro__[1:] if issubclass(c, PrunerBase) and "__init__" in c.__dict__)
+            bases = (c for c in cls.__mro__[1:] if issubclass(c, PrunerBase) and "__init__" in c.__dict__)
+            base = next(bases, None)
+            if base is None:
+                return
             shared = inspect.signature(base).parameters
             named = [item for name, item in own.items() if name not in ("self", "kwargs")]
             rest = [v for k, v in shared.items() if v.kind is inspect.Parameter.KEYWORD_ONLY and k not in own]
