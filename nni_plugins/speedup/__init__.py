@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from nni_plugins.speedup.origins import masks_of_torch_prune, masks_of_zeros
     from nni_plugins.speedup.replacers import REPLACERS
     from nni_plugins.speedup.report import SpeedupReport
+    from nni_plugins.speedup.sparse import load_sparse, save_sparse, sparse_bytes
     from nni_plugins.speedup.storage import CompactFileError, load_compact, save_compact
 
 __all__ = [
@@ -21,9 +22,12 @@ __all__ = [
     "SpeedupReport",
     "fit_optimizer",
     "load_compact",
+    "load_sparse",
     "masks_of_torch_prune",
     "masks_of_zeros",
     "save_compact",
+    "save_sparse",
+    "sparse_bytes",
 ]
 
 _HOMES = {
@@ -33,6 +37,9 @@ _HOMES = {
     "fit_optimizer": "optimizer",
     "load_compact": "storage",
     "save_compact": "storage",
+    "load_sparse": "sparse",
+    "save_sparse": "sparse",
+    "sparse_bytes": "sparse",
     "masks_of_torch_prune": "origins",
     "masks_of_zeros": "origins",
     "MASK_UPDATERS": "mask_updaters",
