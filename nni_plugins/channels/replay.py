@@ -159,10 +159,13 @@ class Replay:
     def run(self, model: nn.Module) -> Mismatch | None:
         """Run a skeleton of ``model`` and return where it first leaves the prediction, or None."""
         position, apart = 0, False  # whether a linear layer's bias, added by its operator, is still to be added
+        exact = self._exact
 
         def check(func: Any, args: tuple, kwargs: dict, out: Any, module: str) -> None:
-            nonlocal position, apart
+            nonlocal position, apart, exact
             tensors, name = output_tensors(out), rule_for(func)[0]
+            if isinstance(out, float):  # read from a tensor: from here on, numbers may follow values, not sizes
+                exact = False
             if not tensors or name in _PASSED_OVER or self._plan.removal.holds(module):
                 return
             if plain_name(name) not in _VIEWS:
@@ -189,7 +192,7 @@ class Replay:
                     raise _Stop(Mismatch(position, operator, f"its size is {tuple(tensor.shape)}, not {wanted}"))
             if why := self._other_start(operator, args) or self._other_groups(operator, args):
                 raise _Stop(Mismatch(position, operator, why))
-            if self._exact and (why := _other_number(operator, args, kwargs)):
+            if exact and (why := _other_number(operator, args, kwargs)):
                 raise _Stop(Mismatch(position, operator, why, scaled=True))
             for tensor, decided in zip(tensors, operator.decided, strict=False):
                 if decided is not None and decided.shape == tensor.shape:

@@ -281,3 +281,21 @@ def test_a_channel_shuffle_counts_the_groups_that_are_left(held):
     if held:
         sizes = Plan(graph, {"up": [0, 2]}).sizes()
         assert sizes["shuffle", "groups"] == {4: 2}
+
+
+class Normed(nn.Module):
+    """Divides by a norm that is read as a number: it follows values, not sizes."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Linear(4, 8), nn.Linear(8, 2)
+
+    def forward(self, x):
+        x = F.relu(self.body(x))
+        return self.head(x / x.norm().item())
+
+
+def test_a_number_that_is_read_from_a_tensor_follows_no_size():
+    graph = ChannelGraph.watch(Normed(), torch.randn(5, 4))
+    assert graph.trace.data == "real"
+    assert [(g.name, g.size) for g in graph.groups if g.prunable and g.exact] == [("body", 8)]
