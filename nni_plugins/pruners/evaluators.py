@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import ceil
 from typing import Any
 
 
@@ -47,3 +48,24 @@ def optimizers_of(evaluator: Any) -> list[Any]:
     if hasattr(evaluator, "traced_trainer"):
         return [evaluator.trainer.optimizer]
     return list(getattr(evaluator, "_optimizers", None) or [])
+
+
+def knows_epochs(evaluator: Any) -> bool:
+    """Whether an evaluator knows, at the latest while it trains, how many optimizer steps an epoch has."""
+    return any(hasattr(evaluator, name) for name in ("steps_per_epoch", "traced_trainer", "data_module"))
+
+
+def steps_per_epoch(evaluator: Any) -> int | None:
+    """Optimizer steps of an epoch, where they are known by now."""
+    if hasattr(evaluator, "traced_trainer"):
+        trainer = getattr(evaluator, "trainer", None) or evaluator.traced_trainer
+        if trainer.train_dataset is None or not hasattr(trainer.train_dataset, "__len__"):
+            return None
+        return max(1, ceil(len(trainer.get_train_dataloader()) / trainer.args.gradient_accumulation_steps))
+    if hasattr(evaluator, "data_module"):
+        trainer = getattr(evaluator.model, "_trainer", None)
+        batches = 0 if trainer is None else trainer.num_training_batches
+        if trainer is None or not batches or batches == float("inf"):
+            return None
+        return max(1, ceil(batches / trainer.accumulate_grad_batches))
+    return getattr(evaluator, "steps_per_epoch", None)

@@ -1,7 +1,8 @@
 """What Taylor scores are made of: products of values and gradients, gathered while an evaluator trains.
 
 Both collectors follow one life: ``attach`` registers hooks, ``end_of_minibatch`` closes a minibatch (several
-backward passes of gradient accumulation count as one), ``reset`` begins anew.
+backward passes of gradient accumulation count as one), ``reset`` begins anew. One that is not ``active`` sees
+nothing, at no cost.
 """
 
 from __future__ import annotations
@@ -88,6 +89,7 @@ class WeightGradients:
         directions: Callable[[], dict[str, Tensor]] | None = None,
         probes: int = 1,
     ):
+        self.active = True
         self.parameters = {name: p for name, p in parameters.items() if p.requires_grad}
         self.reduce, self.directions, self.probes = reduce, directions, probes
         self.reset()
@@ -117,13 +119,14 @@ class WeightGradients:
 
     def _hook(self, name: str) -> Callable[[list], Callable[[Tensor], None]]:
         def collect(gradient: Tensor) -> None:
-            _accumulate(self._first, name, self.parameters[name].detach() * gradient.detach())
+            if self.active:
+                _accumulate(self._first, name, self.parameters[name].detach() * gradient.detach())
 
         return lambda _: collect
 
     def _differentiate_twice(self, loss: Tensor, _: Any) -> Tensor:
         assert self.directions is not None
-        if not loss.requires_grad:
+        if not loss.requires_grad or not self.active:
             return loss
         names, leaves = list(self.parameters), list(self.parameters.values())
         gradients = torch.autograd.grad(loss, leaves, create_graph=True, allow_unused=True)
@@ -158,6 +161,7 @@ class OutputGradients:
     """
 
     def __init__(self, modules: Mapping[str, nn.Module]):
+        self.active = True
         self.modules = modules
         self.reset()
 
@@ -182,7 +186,7 @@ class OutputGradients:
 
     def _hook(self, name: str) -> Callable[[list], Callable[[nn.Module, Any, Any], None]]:
         def watch(module: nn.Module, _: Any, output: Tensor) -> None:
-            if not output.requires_grad:
+            if not output.requires_grad or not self.active:
                 return
             value = output.detach().clone()  # an activation in place may overwrite it
             last = isinstance(module, (nn.Linear, nn.LayerNorm)) or "RMSNorm" in type(module).__name__

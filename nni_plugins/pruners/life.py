@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from nni_plugins.pruners.checkpoint import Checkpointed
 from nni_plugins.pruners.errors import PruningError
+from nni_plugins.pruners.evaluators import knows_epochs, steps_per_epoch
 from nni_plugins.pruners.schedule import Schedule, as_schedule
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ class PrunerBase(Checkpointed, Pruner):
 
     fusible = True
     needs_training = False
+    _kept_state: tuple[str, ...] = ("_epoch_steps",)
+    _counting = False
 
     def _begin(self, schedule: Schedule | str | dict | None) -> None:
         self.schedule = as_schedule(schedule)
@@ -48,6 +51,16 @@ class PrunerBase(Checkpointed, Pruner):
         self._step = 0
         # read and set by NNI's LinearPruner and AGPPruner
         self.interval_steps, self.total_times = self.schedule.interval_steps, self.schedule.times
+
+    @property
+    def _epoch_steps(self) -> int | None:
+        """Optimizer steps of an epoch, for a schedule by epochs, once they are known."""
+        return self.schedule.steps_per_epoch
+
+    @_epoch_steps.setter
+    def _epoch_steps(self, steps: int | None) -> None:
+        if steps is not None:
+            self.schedule = self.schedule.with_epochs_of(steps)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Show in each method's signature the keyword arguments that it passes on to its base."""
@@ -109,6 +122,7 @@ class PrunerBase(Checkpointed, Pruner):
         self._fusion_compress(max_steps, max_epochs)
 
     def _fusion_compress(self, max_steps: int | None, max_epochs: int | None) -> None:
+        self._ask_for_epochs()
         if max_steps is None and max_epochs is None:
             if self.finished:
                 _logger.info("%s has finished; compress() does nothing more", type(self).__name__)
@@ -117,12 +131,53 @@ class PrunerBase(Checkpointed, Pruner):
                 self.prune()
                 self.finished = True
                 return
-            max_steps = self._total_steps() - self._step
+            if self._trains() and self._active_schedule().waits:
+                max_epochs = self.schedule.total_epochs
+            else:
+                max_steps = self._total_steps() - self._step
         if self.evaluator is None:
             raise PruningError(
                 f"{type(self).__name__} needs an evaluator to train for {max_steps or max_epochs} steps or epochs"
             )
-        super()._fusion_compress(max_steps, max_epochs)
+        if max_steps is None and max_epochs is not None and self._must_count():
+            self._compress_counting(max_epochs)
+        else:
+            super()._fusion_compress(max_steps, max_epochs)
+
+    def _ask_for_epochs(self) -> None:
+        """Learn how many steps an epoch has, where the evaluator knows it, perhaps only while it trains."""
+        if self.schedule.waits and self.evaluator is not None:
+            self._epoch_steps = steps_per_epoch(self.evaluator)
+
+    def _must_count(self) -> bool:
+        """Whether the steps of an epoch can only be counted."""
+        return not self.finished and self._active_schedule().waits and not knows_epochs(self.evaluator)
+
+    def _compress_counting(self, epochs: int) -> None:
+        """NNI's training for so many epochs, in two parts: the first is one epoch, whose steps are counted."""
+        evaluator = self.evaluator
+        if min(self.schedule.first_epoch, epochs) < 1:
+            raise PruningError(
+                f"schedule asks for masks at epoch {self.schedule.first_epoch:g}, before an epoch's steps are counted; "
+                "give it steps_per_epoch"
+            )
+        evaluator.bind_model(self.bound_model, self._get_param_names_map())
+        self._counting = True
+        try:
+            for compressor in self.fused_compressors:
+                compressor._fuse_preprocess(evaluator)
+        finally:
+            self._counting = False
+        evaluator.train(None, 1)
+        if self._step == 0:
+            raise PruningError(f"{type(self).__name__} counted no optimizer step in an epoch; does training step()?")
+        self._epoch_steps = self._step
+        self._prune_where_due()
+        if epochs > 1:
+            evaluator.train(None, epochs - 1)
+        for compressor in self.fused_compressors:
+            compressor._fuse_postprocess(evaluator)
+        evaluator.unbind_model()
 
     def _fuse_preprocess(self, evaluator: Evaluator) -> None:
         if self.finished:
@@ -131,28 +186,41 @@ class PrunerBase(Checkpointed, Pruner):
             self.prune()
             self.finished = True
             return
+        if self._must_count() and not self._counting:
+            raise PruningError(
+                "the schedule is by epochs, and this evaluator does not say how many steps one has; give the schedule "
+                "steps_per_epoch, or use compress(max_epochs=…) of this pruner"
+            )
         self._refuse_unreachable()
         self._watch_training(evaluator)
         evaluator.patch_optimizer_step(before_step_tasks=[], after_step_tasks=[self._after_step])
 
     def _fuse_postprocess(self, evaluator: Evaluator) -> None:
-        if not self.finished:
+        if self.finished:
+            return
+        if self._active_schedule().waits or self._active_schedule().next_due(self._step) is not None:
+            total = "more" if self._active_schedule().waits else str(self._total_steps())
             _logger.warning(
-                "%s: training ended after %d of %d steps; masks are made from what was seen",
-                type(self).__name__, self._step, self._total_steps(),
+                "%s: training ended after %d of %s steps; masks are made from what was seen",
+                type(self).__name__, self._step, total,
             )  # fmt: skip
             self.prune()
-            self.finished = True
+        self.finished = True
 
     def _after_step(self) -> None:
         if self.finished:
             return
         self._step += 1
+        self._ask_for_epochs()
+        if not self._active_schedule().waits:
+            self._prune_where_due()
+
+    def _prune_where_due(self) -> None:
         schedule = self._active_schedule()
         time = schedule.time_at(self._step)
         if time is not None:
             self.prune(schedule.fraction(time))
-            self.finished = time == schedule.times
+        self.finished = self._step >= schedule.total_steps
 
     def _active_schedule(self) -> Schedule:
         """The pruner's schedule, or the steps that NNI's LinearPruner or AGPPruner has set on it."""
@@ -162,7 +230,7 @@ class PrunerBase(Checkpointed, Pruner):
 
     def _trains(self) -> bool:
         schedule = self._active_schedule()
-        return self.needs_training or schedule.times > 1 or schedule.start_step > 0
+        return self.needs_training or schedule.trains
 
     def _total_steps(self) -> int:
         return self._active_schedule().total_steps if self._trains() else 0

@@ -13,6 +13,7 @@ Second order replaces a = g·dL/dg by −a + ½g²H. Asks training for ``trainin
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -40,7 +41,8 @@ class TaylorPruner(GroupPruner):
     evaluator : nni Evaluator
         Its training is what the gradients are read from; it changes the weights, as any training does.
     training_steps : int
-        Minibatches (optimizer steps) that a score is averaged over.
+        Minibatches (optimizer steps) that a score is averaged over: the last ones before each pruning. What trains
+        before them costs nothing more.
     existed_wrappers : dict, optional
         Given by ``from_compressor``.
     variant : {'weight', 'gate', 'activation'}
@@ -80,6 +82,11 @@ class TaylorPruner(GroupPruner):
             raise PruningError(f"variant is {variant!r}; it must be one of {', '.join(VARIANTS)}")
         if order not in (1, 2) or (order == 2 and variant == "activation"):
             raise PruningError(f"order is {order} with variant {variant!r}; it must be 1, or 2 for weight and gate")
+        for name, value in (("training_steps", training_steps), ("probes", probes)):
+            if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
+                raise PruningError(f"{name} is {value!r}; it must be a whole number, at least 1")
+        if isinstance(momentum, bool) or not isinstance(momentum, (int, float)) or not 0 <= momentum < 1:
+            raise PruningError(f"momentum is {momentum!r}; it must be a number in [0, 1)")
         if evaluator is None:
             raise PruningError("TaylorPruner reads gradients of training, so it needs an evaluator")
         self.variant, self.order, self.probes, self.momentum = variant, order, probes, momentum
@@ -87,6 +94,8 @@ class TaylorPruner(GroupPruner):
         self._generator = torch.Generator().manual_seed(seed)
         self._averaged: dict[str, Tensor] = {}
         when = as_schedule(schedule) if schedule is not None else Schedule(interval_steps=training_steps)
+        if when.shape == "iterative" and not when.start_step and not when.start_epoch and when.interval_epochs is None:
+            when = replace(when, start_step=training_steps)  # what prunes first must have seen something
         super().__init__(model, config_list, evaluator, existed_wrappers, schedule=when, **kwargs)
         self._sites = {group.name: self._gate_sites(group) for group in self.groups}
         self._collector = self._make_collector()
@@ -125,11 +134,22 @@ class TaylorPruner(GroupPruner):
         return WeightGradients(parameters, self._gate_sums if self.variant == "gate" else dict, signs, self.probes)
 
     def _watch_training(self, evaluator: Any) -> None:
+        self._collector.active = self._collects()
         self._collector.attach(evaluator)
 
     def _after_step(self) -> None:
-        self._collector.end_of_minibatch()
+        if self._collector.active:
+            self._collector.end_of_minibatch()
         super()._after_step()
+        self._collector.active = self._collects()
+
+    def _collects(self) -> bool:
+        """Whether the next minibatch is one of the last ``training_steps`` before a pruning."""
+        schedule = self._active_schedule()
+        if self.finished or schedule.waits:
+            return not self.finished
+        due = schedule.next_due(self._step)
+        return due is not None and due - self._step <= self.training_steps
 
     def _scores(self) -> dict[str, Tensor]:
         if self._collector.moments.count == 0:

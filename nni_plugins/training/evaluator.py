@@ -8,7 +8,7 @@ import torch
 from nni.compression.utils.evaluator import TorchEvaluator
 from torch import nn
 
-from nni_plugins.training.loop import Loop
+from nni_plugins.training.loop import Loop, _length
 
 
 class _OptimizerBuilder:
@@ -47,6 +47,11 @@ class RecipeEvaluator(TorchEvaluator):
             evaluating_func=self._evaluate,
         )
         self._train_with_single_optimizer = True
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of an epoch, for pruners with a schedule by epochs."""
+        return _length(self.loop.data.train)
 
     def _init_optimizer_helpers(self, pure_model: nn.Module) -> None:
         names = [name for name, _ in pure_model.named_parameters()]
