@@ -16,10 +16,12 @@ if TYPE_CHECKING:
     from nni_plugins.pruners.base import GroupPruner
     from nni_plugins.pruners.blocks import BlockPruner
     from nni_plugins.pruners.dynamic import DynamicSparsePruner
+    from nni_plugins.pruners.hybrid import HybridPruner
     from nni_plugins.pruners.l0 import L0Pruner
     from nni_plugins.pruners.lottery import LotteryTicketPruner
     from nni_plugins.pruners.magnitude import MagnitudePruner
     from nni_plugins.pruners.random import RandomPruner
+    from nni_plugins.pruners.synaptic import SynapticStrengthPruner
     from nni_plugins.pruners.taylor import TaylorPruner
     from nni_plugins.pruners.weight_gradient import GradientWeightPruner
     from nni_plugins.pruners.weight_magnitude import MagnitudeWeightPruner
@@ -30,8 +32,10 @@ _METHODS = {
     "lottery_ticket": ("nni_plugins.pruners.lottery", "LotteryTicketPruner"),
     "weight_gradient": ("nni_plugins.pruners.weight_gradient", "GradientWeightPruner"),
     "weight_magnitude": ("nni_plugins.pruners.weight_magnitude", "MagnitudeWeightPruner"),
+    "hybrid": ("nni_plugins.pruners.hybrid", "HybridPruner"),
     "l0": ("nni_plugins.pruners.l0", "L0Pruner"),
     "magnitude": ("nni_plugins.pruners.magnitude", "MagnitudePruner"),
+    "synaptic": ("nni_plugins.pruners.synaptic", "SynapticStrengthPruner"),
     "random": ("nni_plugins.pruners.random", "RandomPruner"),
     "taylor": ("nni_plugins.pruners.taylor", "TaylorPruner"),
 }
@@ -48,6 +52,7 @@ __all__ = [
     "DynamicSparsePruner",
     "GradientWeightPruner",
     "GroupPruner",
+    "HybridPruner",
     "L0Pruner",
     "LotteryTicketPruner",
     "MagnitudePruner",
@@ -55,6 +60,7 @@ __all__ = [
     "PruningError",
     "RandomPruner",
     "Schedule",
+    "SynapticStrengthPruner",
     "TaylorPruner",
     "WeightPruner",
 ]

@@ -6,6 +6,7 @@ A method is a subclass with a ``_scores`` (how important is a unit). Selection u
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -127,7 +128,7 @@ class GroupPruner(PrunerBase):
             m.name: None for c in self.resolved.claims for m in c.group.members if not self.graph.is_buffer[m.name]
         }
         self.latency = latency_table(self.graph, model, dummy_input, latency) if target == "latency" else None
-        wrappers, self._targets = attach_targets(model, self.graph, names, existed_wrappers or {})
+        wrappers, self._targets = self._attach(model, names, existed_wrappers or {})
         # NNI would look the selected modules up by class name; their targets are made already
         super().__init__(model, [], evaluator, wrappers)
         self.config_list = asked
@@ -139,6 +140,19 @@ class GroupPruner(PrunerBase):
     def _scores(self) -> dict[str, Tensor]:
         """Importance of each unit of each group of ``self.groups``: float [size] by group name."""
         raise NotImplementedError
+
+    def _attach(
+        self, model: nn.Module, names: Iterable[str], wrappers: Mapping[str, ModuleWrapper]
+    ) -> tuple[dict[str, ModuleWrapper], Any]:
+        """Give each parameter a place for its mask, NNI's target space in a wrapper; return wrappers and places."""
+        return attach_targets(model, self.graph, names, wrappers)
+
+    def _mask_of(self, name: str) -> Tensor | None:
+        """The mask of a parameter, whichever pruner made it."""
+        module, _, parameter = name.rpartition(".")
+        wrapper = self._module_wrappers.get(module)
+        space = wrapper.pruning_target_spaces.get(parameter) if wrapper is not None else None
+        return None if space is None else space.mask
 
     # -- what a method uses --------------------------------------------------------------------------------------
 
@@ -233,23 +247,15 @@ class GroupPruner(PrunerBase):
 
     def _dead_units(self) -> dict[str, np.ndarray]:
         """Units, of any group, whose producers are all masked already: bool [size] by group name."""
-        spaces = {
-            f"{name}.{target}" if name else target: space
-            for name, wrapper in self._module_wrappers.items()
-            for target, space in wrapper.pruning_target_spaces.items()
-        }
         dead = {}
         for group in self.graph.groups:
             makers = [m for m in group.members if m.role == "out" and not m.parameter.endswith("bias")]
-            if (
-                not group.prunable
-                or not makers
-                or any(m.name not in spaces or spaces[m.name].mask is None for m in makers)
-            ):
+            masks = [self._mask_of(member.name) for member in makers] if group.prunable else []
+            if not masks or any(mask is None for mask in masks):
                 continue
             gone = np.ones(group.size, dtype=bool)
-            for member in makers:
-                mask = spaces[member.name].mask
+            for member, mask in zip(makers, masks, strict=True):
+                assert mask is not None
                 empty = (mask.movedim(member.dim, 0).reshape(mask.shape[member.dim], -1) == 0).all(dim=1).cpu().numpy()
                 gone &= empty[member.indices].all(axis=1)
             if gone.any() and not gone.all():
