@@ -95,7 +95,7 @@ def test_a_subclass_adds_to_what_its_bases_keep():
     one.seen["times"] = 3
     one.optimizer.param_groups[0]["lr"] = 0.1
     state = one.state_dict()
-    assert {"scores", "_kept_units", "seen"} == set(state["attributes"])
+    assert {"scores", "_kept_units", "seen"} <= set(state["attributes"])
     two.load_state_dict(state)
     assert two.seen["times"] == 3
     assert isinstance(two.seen["at"][0], tuple)
