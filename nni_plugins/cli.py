@@ -143,7 +143,7 @@ def inspect(**options: Any) -> None:
 
     MODEL is module:function or path/to/file.py:function (a function or class that makes the model), or a recipe.
     """
-    with one_line_errors(mistake=2):
+    with one_line_errors():
         from nni_plugins.report.inspect import run
 
         run(**options)
@@ -207,8 +207,8 @@ def show_findings(findings: Any, written: Path, console: Console, as_json: bool)
 
 
 @contextmanager
-def one_line_errors(mistake: int = 1) -> Iterator[None]:
-    """A user's mistake ends in one line and exit status 1 (or ``mistake``); 130 after Ctrl-C."""
+def one_line_errors() -> Iterator[None]:
+    """A user's mistake ends in one line and exit status 1; 130 after Ctrl-C."""
     from nni_plugins.experiment.errors import ExperimentError, Interrupted
     from nni_plugins.training.errors import CompressionError, RecipeError
 
@@ -216,7 +216,7 @@ def one_line_errors(mistake: int = 1) -> Iterator[None]:
         yield
     except (ExperimentError, RecipeError, CompressionError) as error:
         click.echo(f"nni-plugins: {error}", err=True)
-        sys.exit(mistake)
+        sys.exit(1)
     except (Interrupted, KeyboardInterrupt) as stop:
         click.echo(f"nni-plugins: {stop or 'interrupted'}", err=True)
         sys.exit(130)
