@@ -148,6 +148,27 @@ class Restless(nn.Module):
         return self.norm(self.conv(x))
 
 
+class BehindWhatHasNoRule(nn.Module):
+    """A linear layer, and a product with a vector, of what no rule follows."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(5, 8), nn.Linear(8, 6), nn.Parameter(torch.randn(6))
+
+    def forward(self, x):
+        x = self.b(torch.fft.fft(self.a(x)).real)
+        return torch.fft.fft(x).real @ self.c
+
+
+def test_a_group_behind_what_is_frozen_costs_what_reads_it():
+    graph = ChannelGraph.watch(BehindWhatHasNoRule(), torch.randn(3, 5))
+    macs = {(m.name, m.role): graph.group_cost(g).macs for g in graph.groups for m in g.members}
+    assert macs["a.weight", "out"] == 3 * 5 * 8
+    assert macs["b.weight", "in"] == 3 * 8 * 6
+    assert [graph.group_cost(g).macs for g in graph.groups if "c" in {m.name for m in g.members}] == [3 * 6]
+    assert graph.cost().macs == 3 * (5 * 8 + 8 * 6 + 6)
+
+
 def test_the_model_is_left_exactly_as_it_was():
     model = Restless().train()
     model.norm.eval()

@@ -21,9 +21,15 @@ def product(call: Call, a: Info, b: Info, bias: Info | None, batch: int) -> list
         call.tie(a.labels[dim], b.labels[dim])
         call.trace.labels.prefer(a.labels[dim])
         leading.append(a.labels[dim])
-    call.costs(math.prod(a.shape) * b.shape[-1], *leading, a.labels[batch], a.labels[inner], b.labels[columns])
+    summed = _either(a.labels[inner], b.labels[batch])
+    call.costs(math.prod(a.shape) * b.shape[-1], *leading, a.labels[batch], summed, b.labels[columns])
     call.zero = [*(a.zeros[d] or b.zeros[d] for d in range(batch)), a.zeros[rows], b.zeros[columns]]
     return [*leading, a.labels[rows], b.labels[columns]]
+
+
+def _either(left: MaybeLabels, right: MaybeLabels) -> MaybeLabels:
+    """What is summed over, by the side that still has labels: behind a frozen operator only the weight has."""
+    return right if left is None else left
 
 
 def add_to(call: Call, out: list[MaybeLabels], added: Info) -> None:
@@ -91,7 +97,7 @@ def matrix_vector(call: Call) -> list[MaybeLabels]:
     else:
         call.contract(matrix, 1, vector, 0)
     call.zero = [matrix.zeros[0]]
-    call.costs(math.prod(matrix.shape), *matrix.labels)
+    call.costs(math.prod(matrix.shape), matrix.labels[0], _either(matrix.labels[1], vector.labels[0]))
     out = [matrix.labels[0]]
     if added:
         add_to(call, out, added[0])
@@ -106,7 +112,7 @@ def dot(call: Call) -> list[MaybeLabels]:
     if not a.zeros[0] and not b.zeros[0]:
         call.inexact(a.labels[0], "a masked unit is not zero where it is summed over")
     call.contractions.append(Contraction(a, 0, b, 0))
-    call.costs(math.prod(a.shape), a.labels[0])
+    call.costs(math.prod(a.shape), _either(a.labels[0], b.labels[0]))
     return []
 
 
