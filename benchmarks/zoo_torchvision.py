@@ -46,6 +46,8 @@ def build(name: str) -> tuple[Any, Any]:
     extra: dict[str, Any] = {"weights_backbone": None} if section in ("segmentation", "detection") else {}
     if section == "detection" and not name.startswith("ssd"):
         extra |= {"min_size": 256, "max_size": 256}  # else it makes its images larger
+    if name.startswith(("retinanet", "fcos")):
+        extra["score_thresh"] = 0.0  # else random weights find nothing
     if name in ("googlenet", "inception_v3"):
         extra["init_weights"] = False  # only to save half a minute of scipy
     model = models.get_model(name, weights=None, **extra).eval()
