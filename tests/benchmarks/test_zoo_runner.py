@@ -188,3 +188,15 @@ def test_units_that_stay_are_in_order():
     kept = half(graph, ["0"])["0"]
     assert len(kept) == 8
     assert (np.diff(kept) > 0).all()
+
+
+class Finds(Deep):
+    """Returns the rows that it finds, and finds none."""
+
+    def forward(self, x):
+        return super().forward(x)[:0]
+
+
+def test_an_output_without_a_number_shows_nothing():
+    row = work(lambda: (Finds(), deep()[1]), "exact", lambda data: None, zoo="test", model="finds")
+    assert row["status"] == "no output"
