@@ -153,7 +153,7 @@ def from_scratch(model: nn.Module, data: Cifar, plan: Plan, seed: int, place: Pa
 
 
 METHODS: dict[str, Any] = {
-    "taylor": while_training(TaylorPruner, variant="gate", normalise="cost"),
+    "taylor": while_training(TaylorPruner, normalise="cost"),
     "magnitude": at_once(MagnitudePruner),
     "random": at_once(RandomPruner),
     "torch-pruning-magnitude": torch_pruning("magnitude"),

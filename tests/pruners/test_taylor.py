@@ -182,6 +182,26 @@ def test_scores_are_averaged_between_prunings(digits, make_evaluator):
     torch.testing.assert_close(pruner.scores["0"], 0.9 * seen[0] + 0.1 * seen[1])
 
 
+@pytest.mark.parametrize("kind", [{}, {"variant": "gate", "order": 2}, {"variant": "activation"}])
+def test_only_the_last_minibatches_before_a_pruning_count(kind, digits, make_evaluator):
+    """Of 6 steps between prunings, the last 2 are averaged; between them nothing is gathered."""
+    net, counts, active = small(), [], []
+
+    class Watched(TaylorPruner):
+        def _scores(self):
+            counts.append(self._collector.moments.count)
+            return super()._scores()
+
+        def _after_step(self):
+            active.append(self._collector.active)
+            super()._after_step()
+
+    schedule = {"shape": "linear", "times": 2, "interval_steps": 6}
+    Watched(net, CONFIG, make_evaluator(net), 2, schedule=schedule, **kind).compress(max_steps=14)
+    assert counts == [2, 2]
+    assert active == [False] * 4 + [True] * 2 + [False] * 4 + [True] * 2 + [False] * 2
+
+
 def test_training_happens_once_for_the_asked_steps_and_seeds_repeat(make_evaluator):
     runs = []
     for _ in range(2):
@@ -213,6 +233,11 @@ def test_what_it_cannot_do_is_said_in_one_line(make_evaluator):
         ({"variant": "fisher"}, "variant is 'fisher'"),
         ({"variant": "activation", "order": 2}, "order is 2"),
         ({"order": 3}, "order is 3"),
+        ({"training_steps": 0}, "training_steps is 0"),
+        ({"training_steps": 2.5}, r"training_steps is 2\.5"),
+        ({"momentum": 1.0}, r"momentum is 1\.0"),
+        ({"momentum": "much"}, "momentum is 'much'"),
+        ({"probes": True}, "probes is True"),
     ):
         with pytest.raises(PruningError, match=message):
             TaylorPruner(net, CONFIG, make_evaluator(net), **kwargs)
