@@ -287,19 +287,24 @@ class ModelSpeedup(NniModelSpeedup):
                 self.dummy_input,
                 plan_of,
                 skip=skip,
-                on_freeze=lambda mismatch: self.report.put_back.append(str(mismatch)),
+                on_freeze=lambda mismatch: self._mismatches.append(mismatch),
             )
         return graph, plan, made[-1]
 
     def _note_stayed(self, lines: dict[str, str], plan: Plan) -> None:
         """Say what stays: what was put back because a forward holds its size, and what cannot go for other reasons."""
         self.report.stayed = []
+        told: set[int] = set()
         for name, line in lines.items():
             cause = plan.graph.group(name).cause
-            if cause is not None and cause.why == FIXED:
-                self.report.put_back.append(line)
-            else:
+            if cause is None or cause.why != FIXED:
                 self.report.stayed.append(line)
+                continue
+            met = [m for m in self._mismatches if m.operator is not None
+                   and (m.module, m.operator.name) == (cause.module, cause.operator)]  # fmt: skip
+            told.update(map(id, met))
+            self.report.put_back.append(f"{line}: {met[0].why}" if met else line)
+        self.report.put_back += [str(mismatch) for mismatch in self._mismatches if id(mismatch) not in told]
         self.report.put_back = list(dict.fromkeys(self.report.put_back))
 
     def _wrong(self, step: _Step, inputs: Any, expected: list[torch.Tensor]) -> bool:
