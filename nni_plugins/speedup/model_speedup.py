@@ -135,6 +135,7 @@ class ModelSpeedup(NniModelSpeedup):
         self._masks = parameter_masks(model, self.masks)
         self._activations = activation_masks(model, self.masks)
         self._alive: dict[str, Array] = {}
+        self._mismatches: list[Mismatch] = []
         self._double_errors: tuple[float, float] | None = None
 
     def speedup_model(self) -> nn.Module:
