@@ -22,6 +22,7 @@ from nni_plugins.pruners.errors import BudgetError, PruningError
 from nni_plugins.pruners.gates import LIMIT, START, Gating, HardConcrete, open_probability
 from nni_plugins.pruners.lagrangian import Lagrangian
 from nni_plugins.pruners.life import Masks
+from nni_plugins.pruners.loss_scale import LossProbe
 from nni_plugins.pruners.ranks import averaged_over_ranks
 from nni_plugins.pruners.schedule import Schedule
 from nni_plugins.pruners.scope import make_pools
@@ -112,7 +113,7 @@ class L0Pruner(GroupPruner):
         self.lagrangian = self._make_lagrangian({name: int((~gone).sum()) for name, gone in dead.items()})
         self.gate_rate = gate_rate or min(max(20 / training_steps, 0.01), 0.5)
         self.optimizer = torch.optim.Adam([self.gates.log_alpha], betas=(0.9, 0.99), foreach=False)
-        self._probe = torch.zeros((), requires_grad=True)
+        self._probe = LossProbe()
 
     @classmethod
     def from_compressor(
@@ -201,7 +202,7 @@ class L0Pruner(GroupPruner):
         for space, dims in self._sites:
             space.gating = Gating(self.gates, dims)
             space.apply_method = "gated_mul"
-        evaluator.patch_loss(lambda loss, _: loss + self._probe.to(loss))
+        self._probe.attach(evaluator)
 
     def _after_step(self) -> None:
         if not self.finished:
@@ -232,14 +233,9 @@ class L0Pruner(GroupPruner):
 
     def _gradient(self) -> Tensor:
         """The loss's gradient by log α, over all ranks, without the scale that AMP or accumulation gave the loss."""
-        found, scale = self.gates.gradient(), self._probe.grad
-        self._probe.grad = None
-        one = self.gates.log_alpha.new_ones(1)
+        found, log_alpha = self.gates.gradient(), self.gates.log_alpha
         both = torch.cat(
-            [
-                torch.zeros_like(self.gates.log_alpha) if found is None else found,
-                one if scale is None else scale.reshape(1).to(one),
-            ]
+            [torch.zeros_like(log_alpha) if found is None else found, self._probe.take().reshape(1).to(log_alpha)]
         )
         averaged_over_ranks({"both": both})
         return both[:-1] / both[-1]
