@@ -205,6 +205,8 @@ class WeightPruner(PrunerBase):
 
     def _ranked_apart(self, scores: Any, live: Any, density: float, bounds: Any) -> dict[str, Tensor]:
         shapes = {name: self._targets[name].target.shape for name in scores}
+        if self.density != "uniform":  # what an earlier pruner took from a layer goes to the others
+            bounds = {name: (low, min(high, float(live[name].float().mean()))) for name, (low, high) in bounds.items()}
         given = layer_densities(shapes, density, self.density, bounds)
         sizes = {name: (score.numel(),) for name, score in scores.items()}
         counts = kept_counts(sizes, given, joint=self.density != "uniform")

@@ -76,13 +76,16 @@ class MaskedWrapper(ModuleWrapper):
         return self.module_forward(*args, **kwargs)
 
     def unwrap(self) -> None:
-        """Unwrap as NNI does, keep the parameters' order, tie again those that were tied; nothing where not wrapped."""
+        """Unwrap as NNI does, but with the very parameters, in their order, tied as they were."""
         if not hasattr(self.module, "_nni_wrapper"):
             return
         super().unwrap()
         # NNI leaves the class's forward, bound to this module: a replica of DataParallel's would run this one
         if getattr(self.module.__dict__.get("forward"), "__func__", None) is type(self.module).forward:
             del self.module.__dict__["forward"]
+        for name, space in self.pruning_target_spaces.items():
+            if space.type is TargetType.PARAMETER and isinstance(space.target, nn.Parameter):
+                self.module._parameters[name] = space.target
         # NNI puts the masked ones at the end, and an optimizer's saved state goes by the order
         held = self.module._parameters
         for name in [name for name in self._order if name in held] + [name for name in held if name not in self._order]:
@@ -135,8 +138,10 @@ def attach_targets(
             wrapper.unfreeze()
             space = wrapper.pruning_target_spaces.get(parameter)
             if space is None:
-                if shared is not None and parameter not in wrapper._parameters:
-                    wrapper.register_parameter(parameter, shared)
+                # NNI would clone it, and an optimizer that holds it would go on training what nobody uses
+                own = shared if shared is not None else place[0]._parameters.get(parameter)
+                if own is not None and parameter not in wrapper._parameters:
+                    wrapper.register_parameter(parameter, own)
                 space = PruningTargetSpace(wrapper, parameter, TargetType.PARAMETER, {"apply_method": "mul"})
                 wrapper.pruning_target_spaces[parameter] = space
             shared = space.target if shared is None else shared
