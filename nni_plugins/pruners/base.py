@@ -19,6 +19,7 @@ from nni_plugins.pruners.chain import SCOPES
 from nni_plugins.pruners.config import check_choice, checked_config, dummy_input_of
 from nni_plugins.pruners.errors import BudgetError, PruningError
 from nni_plugins.pruners.life import Masks, PrunerBase
+from nni_plugins.pruners.ranks import as_on_rank_zero, averaged_over_ranks
 from nni_plugins.pruners.schedule import Schedule
 from nni_plugins.pruners.scope import make_pools, neighbourhoods, resolve
 from nni_plugins.pruners.select import select
@@ -177,10 +178,10 @@ class GroupPruner(PrunerBase):
 
     def prune(self, fraction: float = 1.0) -> Masks:
         """Score, select and set masks so that ``fraction`` of the asked sparsity is removed; return the masks."""
-        self.scores = _same_on_all_ranks(self._scores())
+        self.scores = averaged_over_ranks(self._scores())
         kept = self._select({name: score.detach().cpu().numpy() for name, score in self.scores.items()}, fraction)
         if self.target == "latency":  # each rank has a clock of its own
-            kept = _as_on_rank_zero(kept)
+            kept = as_on_rank_zero(kept)
         self.plan = Plan(self.graph, kept)
         masks: Masks = {}
         for name, dims in self.plan.slices().items():
@@ -261,20 +262,3 @@ class GroupPruner(PrunerBase):
             if gone.any() and not gone.all():
                 dead[group.name] = gone
         return dead
-
-
-def _same_on_all_ranks(scores: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Average the scores over the processes of a distributed run, so that all of them choose the same units."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        for score in scores.values():
-            torch.distributed.all_reduce(score)
-            score /= torch.distributed.get_world_size()
-    return scores
-
-
-def _as_on_rank_zero(value: Any) -> Any:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        box = [value]
-        torch.distributed.broadcast_object_list(box)
-        return box[0]
-    return value

@@ -46,7 +46,7 @@ class BlockWatcher:
     """
 
     def __init__(self, model: nn.Module, graph: ChannelGraph, blocks: Iterable[Block], measure: str):
-        self.model, self.measure = model, measure
+        self.model, self.measure, self.active = model, measure, True
         self.blocks = {block.name: block for block in blocks}
         self.readers = {name: reader for name, block in self.blocks.items() if (reader := _reader(graph, block))}
         self.reset()
@@ -79,7 +79,7 @@ class BlockWatcher:
 
     def _read(self, reader: str) -> Callable:
         def watch(_module: nn.Module, args: tuple, kwargs: dict, _output: Any) -> None:
-            stream = _first_tensor((args, kwargs))
+            stream = _first_tensor((args, kwargs)) if self.active else None
             if stream is not None:
                 self._streams[reader] = stream.detach()
 
@@ -89,7 +89,7 @@ class BlockWatcher:
         block = self.blocks[name]
 
         def watch(_module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-            result = _first_tensor(output)
+            result = _first_tensor(output) if self.active else None
             if result is None:
                 return
             given = _first_tensor((args, kwargs), result.shape)

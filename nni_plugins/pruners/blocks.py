@@ -18,7 +18,7 @@ from nni_plugins.pruners.block_scores import BlockWatcher
 from nni_plugins.pruners.config import check_choice, checked_config, dummy_input_of
 from nni_plugins.pruners.errors import BudgetError, PruningError
 from nni_plugins.pruners.life import Masks, PrunerBase
-from nni_plugins.pruners.ranks import averaged_over_ranks
+from nni_plugins.pruners.ranks import as_on_rank_zero, averaged_over_ranks
 from nni_plugins.pruners.schedule import Schedule, as_schedule
 from nni_plugins.pruners.scope import _selected as selected_modules
 from nni_plugins.pruners.scope import canonical_names, entry_setting
@@ -104,6 +104,7 @@ class BlockPruner(PrunerBase):
         if evaluator is None and score != "influence":
             raise PruningError(f"score={score!r} needs an evaluator; without one, use score='influence'")
         self.score, self.target, self.scores = score, target, dict[str, Tensor]()
+        self.training_steps = training_steps
         self.needs_training = score != "loss" and evaluator is not None
         one_shot = Schedule(interval_steps=training_steps) if self.needs_training else Schedule()
         self._begin(one_shot if schedule is None else as_schedule(schedule))
@@ -158,12 +159,14 @@ class BlockPruner(PrunerBase):
 
     def _watch_training(self, evaluator: Any) -> None:
         if self.score != "loss":
+            self._watcher.active = self._due_within(self.training_steps)
             evaluator.register_hooks(self._watcher.hooks())
 
     def _after_step(self) -> None:
-        if self.score != "loss" and not self.finished:
+        if self.score != "loss" and self._watcher.active:
             self._watcher.end_of_minibatch()
         super()._after_step()
+        self._watcher.active = self._due_within(self.training_steps)
 
     def _scores(self) -> dict[str, Tensor]:
         if self.score == "loss":
@@ -186,6 +189,7 @@ class BlockPruner(PrunerBase):
             hook.register()
         try:
             args, kwargs = as_arguments(self._dummy_input)
+            self._watcher.active = True
             self.bound_model.eval()(*args, **kwargs)
         finally:
             self.bound_model.train(mode)
@@ -229,7 +233,8 @@ class BlockPruner(PrunerBase):
         self.scores = averaged_over_ranks(self._scores())
         order = sorted(self.scores, key=lambda name: (float(self.scores[name]), name))
         for pool in self._pools():
-            self._gone = self._choose(pool, [name for name in order if self.owner[name] in pool], fraction)
+            chosen = self._choose(pool, [name for name in order if self.owner[name] in pool], fraction)
+            self._gone = as_on_rank_zero(chosen) if self.target == "latency" else chosen
         masks: Masks = {}
         for name in sorted(self.plan.removal.parameters):
             for alias in (name, *self.graph.aliases.get(name, ())):

@@ -228,6 +228,14 @@ class PrunerBase(Checkpointed, Pruner):
             return self.schedule
         return Schedule("one_shot", self.total_times, self.interval_steps)
 
+    def _due_within(self, steps: int) -> bool:
+        """Whether masks are made within so many steps from now: what is scored by training is gathered then only."""
+        schedule = self._active_schedule()
+        if self.finished or schedule.waits:
+            return not self.finished
+        due = schedule.next_due(self._step)
+        return due is not None and due - self._step <= steps
+
     def _trains(self) -> bool:
         schedule = self._active_schedule()
         return self.needs_training or schedule.trains

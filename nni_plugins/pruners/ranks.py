@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,3 +24,12 @@ def averaged_over_ranks(values: Named) -> Named:
             torch.distributed.all_reduce(value)
             value /= torch.distributed.get_world_size()
     return values
+
+
+def as_on_rank_zero(value: Any) -> Any:
+    """Return what the first process has: for what each would measure by a clock of its own."""
+    if not distributed():
+        return value
+    box = [value]
+    torch.distributed.broadcast_object_list(box)
+    return box[0]

@@ -134,22 +134,14 @@ class TaylorPruner(GroupPruner):
         return WeightGradients(parameters, self._gate_sums if self.variant == "gate" else dict, signs, self.probes)
 
     def _watch_training(self, evaluator: Any) -> None:
-        self._collector.active = self._collects()
+        self._collector.active = self._due_within(self.training_steps)
         self._collector.attach(evaluator)
 
     def _after_step(self) -> None:
         if self._collector.active:
             self._collector.end_of_minibatch()
         super()._after_step()
-        self._collector.active = self._collects()
-
-    def _collects(self) -> bool:
-        """Whether the next minibatch is one of the last ``training_steps`` before a pruning."""
-        schedule = self._active_schedule()
-        if self.finished or schedule.waits:
-            return not self.finished
-        due = schedule.next_due(self._step)
-        return due is not None and due - self._step <= self.training_steps
+        self._collector.active = self._due_within(self.training_steps)
 
     def _scores(self) -> dict[str, Tensor]:
         if self._collector.moments.count == 0:
