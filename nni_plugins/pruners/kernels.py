@@ -47,8 +47,9 @@ class KernelPruner(PrunerBase):
     target : {'synapses', 'params', 'macs'}
         What the sparsity is a fraction of, over the selected layers.
     normalise : {'row', 'layer', None}
-        A layer's scores are divided by their mean, and with 'row' each row's by its own where a batch norm follows:
-        there the scale of a row has no effect, and says nothing.
+        What makes the scores of layers comparable: with 'layer' they are divided by the root mean square of the L2
+        norms of the layer's rows, with 'row' those of each row by its own norm where a batch norm follows, for there
+        the scale of a row has no effect. What is left is a kernel's share in what its row gives.
     exact_only : bool
         Leave channels in whose removal does not equal their masking.
     schedule : Schedule, str or dict, optional
@@ -231,11 +232,12 @@ class KernelPruner(PrunerBase):
 
     def _comparable(self, name: str, strength: Tensor, live: Tensor) -> Tensor:
         """Strengths without the scales that have no effect; −1 where a synapse is dead."""
-        layout, value = self._layouts[name], strength.double().cpu() * live
-        if self.normalise == "row" and self._producers.readings[name].normalised:
-            value = value / (layout.row_means(value) / layout.row_means(live.double())).clamp_min(1e-30)
+        value = strength.double().cpu() * live
+        norms = self._layouts[name].row_norms(value)
+        if self.normalise == "layer" or not self._producers.readings[name].normalised:
+            norms = norms.square().mean().sqrt()
         if self.normalise is not None:
-            value = value / value.sum().clamp_min(1e-30) * live.sum()
+            value = value / norms.clamp_min(1e-30)
         return value.masked_fill(~live, -1.0)
 
     def _select(self, fraction: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

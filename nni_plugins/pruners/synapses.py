@@ -65,12 +65,12 @@ class Layout:
         """Whether each of the layer's output channels has a live synapse: bool."""
         return table.view(self.groups, -1, table.shape[1]).any(1).flatten() if self.transposed else table.any(1)
 
-    def row_means(self, table: Tensor) -> Tensor:
-        """Mean over each row's inputs, as wide as the table."""
+    def row_norms(self, table: Tensor) -> Tensor:
+        """L2 norm of each row over its inputs, as wide as the table."""
         if not self.transposed:
-            return table.mean(1, keepdim=True).expand_as(table)
+            return table.norm(dim=1, keepdim=True).expand_as(table)
         inputs = table.view(self.groups, -1, table.shape[1])
-        return inputs.mean(1, keepdim=True).expand_as(inputs).reshape_as(table)
+        return inputs.norm(dim=1, keepdim=True).expand_as(inputs).reshape_as(table)
 
     def wide(self, table: Tensor) -> Tensor:
         """A table as wide as the weight."""
