@@ -123,6 +123,19 @@ class BlockPruner(PrunerBase):
         self._watcher = BlockWatcher(model, self.graph, self.blocks, "taylor" if score == "taylor" else "influence")
         self._gone = [block.name for block in self.blocks if self._is_masked(block)]
 
+    @classmethod
+    def from_compressor(
+        cls,
+        compressor: Any,
+        new_config_list: list[dict],
+        training_steps: int = 30,
+        evaluator: Any = None,
+        **kwargs: Any,
+    ) -> BlockPruner:
+        """Make this pruner on a model that ``compressor`` has wrapped; see nni's ``Compressor``."""
+        kwargs["training_steps"] = training_steps
+        return super().from_compressor(compressor, new_config_list, evaluator=evaluator, **kwargs)
+
     @property
     def blocks(self) -> list[Block]:
         """The blocks that may go."""

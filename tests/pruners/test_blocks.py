@@ -181,6 +181,42 @@ def test_training_goes_on_from_a_checkpoint(digits, tmp_path):
     assert_resumes(Digits, pruner, digits, tmp_path / "state.pt", 5)
 
 
+@pytest.mark.parametrize("first", ["pruner", "distiller"])
+def test_it_fuses_with_a_distiller(first, digits, make_evaluator):
+    from nni.compression.distillation import DynamicLayerwiseDistiller
+
+    net, teacher = Digits(), Digits()
+    evaluator = make_evaluator(net)
+    config = [{"op_names": ["fc"], "link": "fc", "lambda": 0.1, "apply_method": "mse"}]
+    if first == "pruner":
+        pruner = BlockPruner(net, HALF, evaluator, 4, score="taylor")
+        last = DynamicLayerwiseDistiller.from_compressor(pruner, config, teacher, lambda batch, model: model(batch[0]))
+        last.compress(6, None)
+    else:
+        distiller = DynamicLayerwiseDistiller(net, config, evaluator, teacher, lambda batch, model: model(batch[0]))
+        pruner = last = BlockPruner.from_compressor(distiller, HALF, 4, score="taylor")
+        last.compress(max_steps=6)
+    assert pruner.finished
+    assert len(pruner.plan.blocks) == 1
+    assert evaluator.steps == [6]
+    last.unwrap_model()
+
+
+def test_gradient_accumulation_and_minibatches_that_are_not_finite():
+    """Two backward passes of one step are one minibatch; one that AMP skips is left out."""
+    from nni_plugins.channels import ChannelGraph
+    from nni_plugins.pruners.block_scores import BlockWatcher
+
+    net = Digits()
+    graph = ChannelGraph.watch(net, torch.zeros(2, 1, 8, 8))
+    watcher = BlockWatcher(net, graph, [graph.block("blocks.0")], "taylor")
+    for name, values in (("blocks.0", (1.0, 3.0)), ("blocks.0", (float("inf"),))):
+        for value in values:
+            watcher._add(name, torch.tensor(value))
+        watcher.end_of_minibatch()
+    assert {name: float(score) for name, score in watcher.scores().items()} == {"blocks.0": 16.0}
+
+
 def test_blocks_of_an_earlier_pruner_stay_gone():
     model = trained(ResNet(depth=3))
     first = BlockPruner(model, [{"op_names": ["layer1.1"], "sparse_ratio": 0.9}], dummy_input=IMAGE)
