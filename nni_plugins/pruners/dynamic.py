@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from nni_plugins.pruners.config import check_choice
 from nni_plugins.pruners.dense_gradients import DenseGradients, OptimizersOf
+from nni_plugins.pruners.duration import KnownDuration, checked_steps
 from nni_plugins.pruners.errors import PruningError
-from nni_plugins.pruners.evaluators import steps_under_way, usual_duration
 from nni_plugins.pruners.regrow import clear_state, drop_and_grow, drop_and_grow_all, drop_fraction, start_grown
 from nni_plugins.pruners.weights import WeightPruner
 
@@ -58,7 +58,7 @@ METHODS = {
 """Settings by method. ITOP gives grown weights time to count, and does not stop exploring early."""
 
 
-class DynamicSparsePruner(WeightPruner):
+class DynamicSparsePruner(KnownDuration, WeightPruner):
     """Train sparse from the first step on, dropping small weights and growing others all the while.
 
     Every ``update_every`` steps the fraction ``α/2·(1 + cos(π·t/T_end))`` of the active weights, the smallest, is
@@ -110,7 +110,7 @@ class DynamicSparsePruner(WeightPruner):
     """
 
     needs_training = True
-    _kept_state = ("_total", "_every", "_started", "_pending", "_allowed", "_ever", "updates")
+    _kept_state = ("_every", "_started", "_pending", "_allowed", "_ever", "updates")
 
     def __init__(
         self,
@@ -143,14 +143,12 @@ class DynamicSparsePruner(WeightPruner):
         for name, value in (("alpha", self.alpha), ("end_fraction", self.end_fraction)):
             if not isinstance(value, (int, float)) or not 0 <= value <= 1:
                 raise PruningError(f"{name} is {value!r}; it must be in [0, 1]")
-        for name, steps in (("total_steps", total_steps), ("update_every", update_every)):
-            if steps is not None and (isinstance(steps, bool) or not hasattr(steps, "__index__") or steps < 1):
-                raise PruningError(f"{name} is {steps!r}; it must be a whole number, at least 1")
         if kwargs.get("schedule") is not None:
             raise PruningError(
                 "DynamicSparsePruner is sparse from the first step on and has no schedule; see its alpha"
             )
-        self._total, self._every = total_steps, update_every
+        self._total = checked_steps("total_steps", total_steps)
+        self._every = checked_steps("update_every", update_every)
         self._generator = torch.Generator().manual_seed(seed)
         self._started = self._pending = False
         self._allowed: dict[str, Tensor] = {}
@@ -190,27 +188,10 @@ class DynamicSparsePruner(WeightPruner):
 
     # -- when -----------------------------------------------------------------------------------------------------
 
-    def _total_steps(self) -> int:
-        if self._total is None:
-            raise PruningError(
-                "how long training lasts is not known; give compress(max_steps=…), or total_steps=… to the pruner"
-            )
-        return self._total
-
-    def _fusion_compress(self, max_steps: int | None, max_epochs: int | None) -> None:
-        if not self.finished and self._total is None:
-            if max_steps is None and max_epochs is None:
-                max_steps, max_epochs = usual_duration(self.evaluator)
-            self._total = max_steps
-            if max_steps is None and max_epochs is None:
-                self._total_steps()
-        super()._fusion_compress(max_steps, max_epochs)
-
     def _fuse_preprocess(self, evaluator: Any) -> None:
         if self.finished:
             return
-        if self._total is None and not (hasattr(evaluator, "traced_trainer") or hasattr(evaluator, "data_module")):
-            self._total_steps()
+        self._refuse_unknown_duration(evaluator)
         if not self._started:
             self._allowed = {n: m.bool() for n, m in self.weight_masks.items() if not bool(m.all())}
             self.prune()
@@ -234,9 +215,7 @@ class DynamicSparsePruner(WeightPruner):
         if self.finished:
             return
         self._step += 1
-        if self._total is None:
-            under_way = steps_under_way(self.evaluator)
-            self._total = None if under_way is None else self._step - 1 + under_way
+        self._look_for_duration()
         if self._step >= self._total_steps():
             self.finished = True
             self._gradients.stop()

@@ -303,15 +303,12 @@ RANK = """
 import os, sys, nni, torch, torch.distributed as dist
 from torch import nn
 from nni.compression import TorchEvaluator
-from nni_plugins.pruners.dynamic import DynamicSparsePruner
+from nni_plugins.pruners import DynamicSparsePruner, GradientWeightPruner, LotteryTicketPruner
 
 folder, rank = sys.argv[1], int(sys.argv[2])
 torch.set_num_threads(1)
 os.environ["GLOO_SOCKET_IFNAME"] = "lo"
 dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-torch.manual_seed(0)
-net = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4))
-model = nn.parallel.DistributedDataParallel(net)
 data = torch.randn(40, 8, 16, generator=torch.Generator().manual_seed(10 + rank))
 
 def train(model, optimizer, training_step, scheduler=None, max_steps=None, max_epochs=None):
@@ -323,12 +320,23 @@ def train(model, optimizer, training_step, scheduler=None, max_steps=None, max_e
 def training_step(batch, model):
     return (model(batch) - batch[:, :4] * batch[:, 4:8]).square().mean()
 
-evaluator = TorchEvaluator(train, nni.trace(torch.optim.SGD)(model.parameters(), lr=0.05, momentum=0.9), training_step)
-pruner = DynamicSparsePruner(model, [{"op_types": ["Linear"], "sparse_ratio": 0.7}], evaluator, update_every=5,
-                             density="global")
-_, masks = pruner.compress(max_steps=30)
-torch.save(({n: t["weight"] for n, t in masks.items()}, {n: p.detach() for n, p in pruner.parameters.items()},
-            pruner.updates), f"{folder}/{rank}.pt")
+config = [{"op_types": ["Linear"], "sparse_ratio": 0.7}]
+makers = {
+    "rigl": lambda *given: DynamicSparsePruner(*given, update_every=5, density="global"),
+    "set": lambda *given: DynamicSparsePruner(*given, update_every=5, method="set"),
+    "gradient": lambda *given: GradientWeightPruner(*given, scope="global"),
+    "lottery": lambda *given: LotteryTicketPruner(*given, rewind_step=2, rounds=2),
+}
+found = {}
+for method, make in makers.items():
+    torch.manual_seed(0)
+    model = nn.parallel.DistributedDataParallel(nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4)))
+    optimizer = nni.trace(torch.optim.SGD)(model.parameters(), lr=0.05, momentum=0.9)
+    pruner = make(model, config, TorchEvaluator(train, optimizer, training_step))
+    _, masks = pruner.compress(max_steps=30)
+    weights = getattr(pruner, "pruner", pruner).parameters
+    found[method] = ({n: t["weight"] for n, t in masks.items()}, {n: p.detach() for n, p in weights.items()})
+torch.save(found, f"{folder}/{rank}.pt")
 dist.destroy_process_group()
 """
 
@@ -339,10 +347,14 @@ def test_two_processes_choose_alike(tmp_path):
     ranks = [subprocess.Popen([*command, str(rank)], stderr=subprocess.PIPE, text=True) for rank in range(2)]
     errors = [process.communicate(timeout=120)[1] for process in ranks]
     assert [process.returncode for process in ranks] == [0, 0], errors
-    (masks, weights, updates), (other, others, _) = (torch.load(tmp_path / f"{r}.pt") for r in range(2))
-    assert updates == 4
-    assert all(torch.equal(masks[name], other[name]) for name in masks)
-    assert all(torch.equal(weights[name], others[name]) for name in weights)
+    ours, theirs = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert list(ours) == ["rigl", "set", "gradient", "lottery"]
+    for method, (masks, weights) in ours.items():
+        other, others = theirs[method]
+        left = sum(int(mask.sum()) for mask in masks.values()) / sum(mask.numel() for mask in masks.values())
+        assert left == pytest.approx(0.3, abs=0.01)
+        assert all(torch.equal(masks[name], other[name]) for name in masks), method
+        assert all(torch.equal(weights[name], others[name]) for name in weights), method
 
 
 def test_lightning_says_how_long_it_trains(digits, tmp_path):
