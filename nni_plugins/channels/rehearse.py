@@ -9,17 +9,18 @@ that a deep model takes as many replays as it has kinds of modules, not as many 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
 from torch import nn
 
-from nni_plugins.channels.call import Info, Operator
-from nni_plugins.channels.graph import ChannelGraph, ChannelGroup
+from nni_plugins.channels.graph import ChannelGraph
 from nni_plugins.channels.labels import Array, Cause
+from nni_plugins.channels.learn import learn
+from nni_plugins.channels.peers import Peers, label_at, shrinking
 from nni_plugins.channels.plan import Plan
-from nni_plugins.channels.replay import Mismatch, Replay, plain_name
+from nni_plugins.channels.replay import Mismatch, Replay
 
 _logger = logging.getLogger(__name__)
 
@@ -121,13 +122,13 @@ def settled(
         its graph and plan come back as they are.
     """
     modules = dict(model.named_modules())
-    peers = _Peers(graph, modules)
+    peers = Peers(graph, modules)
     while True:
         plan = plan_of(graph)
         replay = Replay(plan, dummy_input, skip)
         mismatch = replay.run(model)
         while mismatch is not None and not mismatch.scaled:
-            better = _learn(graph, replay, model, modules, mismatch, peers)
+            better = learn(graph, replay, model, modules, mismatch, peers)
             if better is mismatch:
                 break
             mismatch = better
@@ -150,92 +151,23 @@ def settled(
         graph = graph.without(culprits)
 
 
-# -- attributes that follow ----------------------------------------------------------------------------------------
-
-
-def _learn(
-    graph: ChannelGraph,
-    replay: Replay,
-    model: nn.Module,
-    modules: dict[str, nn.Module],
-    mismatch: Mismatch,
-    peers: _Peers,
-) -> Mismatch | None:
-    """Let an integer attribute of the failing module or its parents follow the labels that change around a mismatch.
-
-    Returns the next mismatch, None if there is none left, or the same one where no attribute helps.
-    """
-    if mismatch.operator is None:
-        return mismatch
-    places = list(_shrinking(replay, mismatch.operator))
-    name = mismatch.module
-    while True:
-        owner = modules.get(name)
-        for attribute, value in list(vars(owner).items()) if owner is not None else []:
-            size = value[0] if isinstance(value, (tuple, list)) and len(value) == 1 else value  # normalized_shape
-            if isinstance(size, bool) or not isinstance(size, int):
-                continue
-            for place, labels in places:
-                if len(labels) != size or _follows(graph, (name, attribute), labels):
-                    continue
-                added = [((name, attribute), labels), *peers.same_attribute(mismatch.operator, name, attribute, place)]
-                before = {key: list(graph.learnt.get(key, [])) for key, _ in added}
-                for key, array in added:
-                    graph.learnt[key] = [a for a in before[key] if len(a) != len(array)] + [array]
-                after = replay.run(model)
-                if after is None or after.index > mismatch.index:
-                    return after
-                for key, arrays in before.items():
-                    graph.learnt[key] = arrays
-        if not name:
-            return mismatch
-        name = name.rpartition(".")[0]
-
-
-def _follows(graph: ChannelGraph, key: tuple[str, str], labels: Array) -> bool:
-    return any(labels is known for known in graph.learnt.get(key, []))
-
-
-Place = tuple[int, int]  # which of an operator's tensors, outputs first, and which dimension
-
-
-def _tensors(operator: Operator) -> list[Info]:
-    return [*operator.outputs, *operator.inputs]
-
-
-def _shrinking(replay: Replay, operator: Operator) -> Iterator[tuple[Place, Array]]:
-    """Yield the dimensions around an operator that shrink; of several that carry the same labels, the first."""
-    seen: set[int] = set()
-    for which, info in enumerate(_tensors(operator)):
-        for dim, labels in enumerate(info.labels):
-            if labels is not None and id(labels) not in seen and replay.kept(len(labels), labels) != len(labels):
-                seen.add(id(labels))
-                yield (which, dim), labels
-
-
 # -- groups that must stay -----------------------------------------------------------------------------------------
 
 
-def _culprits(replay: Replay, mismatch: Mismatch, peers: _Peers) -> list[tuple[Array, Cause]]:
+def _culprits(replay: Replay, mismatch: Mismatch, peers: Peers) -> list[tuple[Array, Cause]]:
     """Return the labels to freeze so that a mismatch cannot come back, there and at the same place of peers."""
     if mismatch.operator is None:
         return []
     outputs = len(mismatch.operator.outputs)
     wrong = {i for i, info in enumerate(mismatch.operator.outputs) if replay.predicted(info) != info.shape}
     found = []
-    for place, _ in _shrinking(replay, mismatch.operator):
+    for place, _ in shrinking(replay, mismatch.operator):
         if place[0] >= outputs or place[0] in wrong or not wrong:
             for operator in [mismatch.operator, *peers.of(mismatch.operator)]:
-                labels = _at(operator, place)
+                labels = label_at(operator, place)
                 if labels is not None:
                     found.append((labels, Cause(operator.module, operator.name, FIXED)))
     return found
-
-
-def _at(operator: Operator, place: Place) -> Array | None:
-    tensors = _tensors(operator)
-    which, dim = place
-    return tensors[which].labels[dim] if which < len(tensors) and dim < len(tensors[which].labels) else None
 
 
 def _found_by_halving(
@@ -246,7 +178,7 @@ def _found_by_halving(
     skip: Collection[str],
     mismatch: Mismatch,
     innocent: Collection[str],
-    peers: _Peers,
+    peers: Peers,
 ) -> list[tuple[Array, Cause]]:
     """Find groups without which the plan runs, where the operator that fails does not name them.
 
@@ -298,75 +230,3 @@ def _fewest(suspects: list[str], fails: Callable[[Sequence[str]], bool]) -> list
         else:
             break  # only together
     return suspects
-
-
-# -- the same place in other modules -------------------------------------------------------------------------------
-
-
-class _Peers:
-    """Operators at the same place of the forward of modules of the same class."""
-
-    def __init__(self, graph: ChannelGraph, modules: dict[str, nn.Module]) -> None:
-        self._graph = graph
-        self._modules = modules
-        self._at: dict[tuple, list[tuple[Operator, str]]] = {}
-        self._signatures: dict[int, tuple[tuple, str]] = {}
-        self._anchors: dict[str, tuple[str, str]] = {}
-
-    def of(self, operator: Operator) -> list[Operator]:
-        """Return the operators that stand where ``operator`` stands, in other modules."""
-        return [peer for peer, _ in self._peers(operator)]
-
-    def same_attribute(
-        self, operator: Operator, owner: str, attribute: str, place: Place
-    ) -> Iterator[tuple[tuple[str, str], Array]]:
-        """Yield ``((module, attribute), labels)`` where a module stands to a peer as ``owner`` to ``operator``."""
-        self._index()
-        anchor = self._signatures[id(operator)][1]
-        if owner != anchor and not owner.startswith(f"{anchor}." if anchor else ""):
-            return
-        below = owner[len(anchor) :]
-        for peer, other in self._peers(operator):
-            labels = _at(peer, place)
-            module = self._modules.get(other + below)
-            if labels is not None and getattr(module, attribute, None) == len(labels):
-                yield (other + below, attribute), labels
-
-    def same_group(self, operator: Operator, group: ChannelGroup) -> Iterator[Array]:
-        """Yield labels of what makes a group, at the same place of the forwards where peers of ``operator`` stand."""
-        self._index()
-        prefix = f"{self._signatures[id(operator)][1]}."
-        for _, anchor in self._peers(operator):
-            for member in group.producers:
-                name = f"{anchor}.{member.name[len(prefix) :]}" if member.name.startswith(prefix) else ""
-                labels = self._graph.trace.parameters.get(name, [])
-                if member.dim < len(labels):
-                    array = labels[member.dim]
-                    if array is not None and member.indices.max() < len(array):
-                        yield array[member.indices.ravel()]
-
-    def _peers(self, operator: Operator) -> list[tuple[Operator, str]]:
-        self._index()
-        signature, _ = self._signatures[id(operator)]
-        return [(peer, anchor) for peer, anchor in self._at[signature] if peer is not operator]
-
-    def _index(self) -> None:
-        if self._signatures:
-            return
-        counts: dict[tuple[str, str], int] = {}
-        for operator in self._graph.trace.operators:
-            anchor, below = self._anchor(operator.module)
-            key = (operator.module, plain_name(operator.name))
-            ordinal = counts[key] = counts.get(key, 0) + 1
-            signature = (type(self._modules.get(anchor)), below, key[1], ordinal)
-            self._signatures[id(operator)] = (signature, anchor)
-            self._at.setdefault(signature, []).append((operator, anchor))
-
-    def _anchor(self, name: str) -> tuple[str, str]:
-        """Return the nearest module, from ``name`` upwards, that is none of torch's own, and the way down from it."""
-        if name not in self._anchors:
-            anchor = name
-            while anchor and type(self._modules.get(anchor)).__module__.startswith("torch.nn."):
-                anchor = anchor.rpartition(".")[0]
-            self._anchors[name] = (anchor, name[len(anchor) :])
-        return self._anchors[name]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from nni_plugins.channels.attributes import element, size_at, with_sizes
 from nni_plugins.channels.flexible import exchange
 from nni_plugins.channels.plan import Plan
 from nni_plugins.channels.stand_in import stand_in
@@ -64,17 +65,20 @@ def skeleton(model: nn.Module, plan: Plan, skip: Collection[str] = ()) -> Iterat
 def resized(plan: Plan, modules: Mapping[str, nn.Module], skip: Collection[str] = ()) -> Iterator[tuple[str, str, Any]]:
     """Yield ``(module name, attribute, new value)`` for every attribute that counts what the plan removes."""
     yield from _fast_paths(plan, modules)
-    for (name, attribute), changes in plan.sizes().items():
+    elements: dict[tuple[str, str], dict[int, int]] = {}
+    for (name, held), changes in plan.sizes().items():
         owner = modules.get(name)
-        value: Any = getattr(owner, attribute, None)
-        if owner is None or name in skip or value is None:
+        size = size_at(owner, held)
+        if owner is None or name in skip or size is None or changes.get(size, size) == size:
             continue
-        if isinstance(value, int) and not isinstance(value, bool):
-            if changes.get(value, value) != value:
-                yield name, attribute, changes[value]
-        elif isinstance(value, (tuple, list)) and len(value) == 1 and value[0] in changes:
-            kind = tuple if isinstance(value, tuple) else list
-            yield name, attribute, kind([changes[value[0]]])
+        attribute, place = element(held)
+        value: Any = getattr(owner, attribute)
+        if isinstance(value, int):
+            yield name, attribute, changes[size]
+        else:
+            elements.setdefault((name, attribute), {})[place or 0] = changes[size]
+    for (name, attribute), places in elements.items():
+        yield name, attribute, with_sizes(getattr(modules[name], attribute), places)
 
 
 def _fast_paths(plan: Plan, modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, str, Any]]:

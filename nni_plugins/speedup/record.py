@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from nni_plugins.channels.attributes import as_kind
 from nni_plugins.channels.flexible import exchange
 from nni_plugins.channels.stand_in import stand_in
 
@@ -87,4 +88,5 @@ def _resize(model: nn.Module, sizes: Mapping[str, Mapping[str, Any]]) -> None:
     for module, values in sizes.items():
         owner = model.get_submodule(module)
         for attribute, value in values.items():
-            setattr(owner, attribute, tuple(value) if isinstance(value, list) else value)
+            before = getattr(owner, attribute, None)
+            setattr(owner, attribute, as_kind(before, value) if isinstance(value, list) else value)
