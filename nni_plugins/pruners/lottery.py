@@ -230,7 +230,7 @@ class LotteryTicketPruner(PrunerBase):
                 self._go_back()
             skipped = self.rewind_step if self._skips else 0
             steps = None if self._length is None else self._length - skipped - self._round_step
-            evaluator.train(steps, max_epochs if steps is None else None)
+            evaluator.train(steps, max_epochs)
         finally:
             hook.remove()
             evaluator.unbind_model()
@@ -239,7 +239,7 @@ class LotteryTicketPruner(PrunerBase):
     def _end_training(self) -> None:
         if self.round > 0:
             return
-        self._length = self._length or self._round_step
+        self._length = self._round_step
         if self._round_step <= self.rewind_step and self.rewind is not None:
             raise PruningError(
                 f"training ended after {self._round_step} steps, before one after rewind_step {self.rewind_step}"

@@ -138,7 +138,7 @@ class WeightPruner(PrunerBase):
     def sparsity(self) -> float:
         """Fraction of the selected weights that is masked now."""
         masks = self.weight_masks.values()
-        return 1.0 - sum(float(mask.sum()) for mask in masks) / max(sum(mask.numel() for mask in masks), 1)
+        return 1.0 - sum(int(mask.count_nonzero()) for mask in masks) / max(sum(mask.numel() for mask in masks), 1)
 
     def prune(self, fraction: float = 1.0) -> Masks:
         """Score, select and set masks so that ``fraction`` of the asked sparsity is removed; return the masks."""

@@ -321,3 +321,27 @@ def test_how_long_a_training_lasts_must_be_known(digits):
         pruner.compress()
     with pytest.raises(PruningError, match="a training has 2 steps"):
         pruner.compress(max_steps=2)
+
+
+def test_epochs_are_counted_in_the_first_training(digits):
+    images, labels = digits
+    net, lengths = small(), []
+
+    def train(model, optimizer, training_step, scheduler=None, max_steps=None, max_epochs=None):
+        done = 0
+        for _ in range(max_epochs or 1):  # what is given in epochs must not be cut to one by a number of steps
+            for at in range(0, 160, 32):
+                if max_steps is not None and done >= max_steps:
+                    break
+                optimizer.zero_grad()
+                training_step((images[at : at + 32], labels[at : at + 32]), model).backward()
+                optimizer.step()
+                done += 1
+        lengths.append(done)
+
+    def training_step(batch, model):
+        return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+    evaluator = TorchEvaluator(train, nni.trace(torch.optim.SGD)(net.parameters(), lr=0.05), training_step)
+    LotteryTicketPruner(net, CONFIG, evaluator, rewind_step=K, rounds=2).compress(max_epochs=3)
+    assert lengths == [15, 15 - K, 15 - K]

@@ -338,3 +338,56 @@ def test_a_wrapped_model_is_refused():
     MagnitudeWeightPruner(net, config)
     with pytest.raises(PruningError, match="use from_compressor"):
         MagnitudeWeightPruner(net, config)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_grad_scaler_does_not_change_gradient_scores(digits, autocast):
+    import nni
+    from nni.compression import TorchEvaluator
+
+    images, labels = digits
+    found = []
+    for scaler in (None, torch.amp.GradScaler("cpu", init_scale=2.0**8, growth_interval=2)):
+        net = small()
+
+        def train(model, optimizer, training_step, scheduler=None, max_steps=None, max_epochs=None, scaler=scaler):
+            for step in range(max_steps + 1):
+                optimizer.zero_grad()
+                loss = training_step((images[step * 32 : step * 32 + 32], labels[step * 32 : step * 32 + 32]), model)
+                if step == 2:
+                    if scaler is None:
+                        continue  # what the scaler skips
+                    loss = loss * torch.inf
+                (loss if scaler is None else scaler.scale(loss)).backward()
+                if scaler is None:
+                    optimizer.step()
+                else:
+                    scaler.step(optimizer)  # the scale doubles every other step
+                    scaler.update()
+
+        def training_step(batch, model):
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                return nn.functional.cross_entropy(model(batch[0]).float(), batch[1])
+
+        optimizer = nni.trace(torch.optim.SGD)(net.parameters(), lr=0.05)
+        pruner = GradientWeightPruner(
+            net, [{"op_types": CONV, "sparse_ratio": 0.5}], TorchEvaluator(train, optimizer, training_step), 6
+        )
+        pruner.compress()
+        found.append(pruner.scores["2.weight"])
+    torch.testing.assert_close(found[0], found[1], rtol=0.05 if autocast else 1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions_and_memory_formats(kind):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(8, 64, 3), nn.Conv2d(64, 64, 3)).to(kind).to(memory_format=torch.channels_last)
+    plain = nn.Sequential(nn.Conv2d(8, 64, 3), nn.Conv2d(64, 64, 3)).to(kind)
+    plain.load_state_dict(net.state_dict())
+    for options in ({}, {"scope": "global"}, {"pattern": "2:4"}, {"density": "erk"}):
+        config = [{"op_types": CONV, "sparse_ratio": 0.5}]
+        first, second = (MagnitudeWeightPruner(copy.deepcopy(n), config, **options) for n in (net, plain))
+        (_, one), (_, other) = first.compress(), second.compress()
+        assert first.sparsity == pytest.approx(0.5, abs=0.001)
+        assert all(torch.equal(one[n]["weight"], other[n]["weight"]) for n in one)
+        assert one["1"]["weight"].dtype == kind
