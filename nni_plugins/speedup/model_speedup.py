@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,30 +13,25 @@ from nni.compression.speedup import ModelSpeedup as NniModelSpeedup
 from torch import nn
 
 from nni_plugins.channels.graph import ChannelGraph, ChannelGroup, refuse_wrapped
-from nni_plugins.channels.labels import Array, Cause
+from nni_plugins.channels.labels import Array
 from nni_plugins.channels.plan import Plan
 from nni_plugins.channels.preserve import drop_caches
 from nni_plugins.channels.rehearse import FIXED, settled
+from nni_plugins.channels.replay import Mismatch
 from nni_plugins.speedup import fold, record
 from nni_plugins.speedup.activations import with_activations
 from nni_plugins.speedup.compact import Compaction
 from nni_plugins.speedup.divided import without_divisors
-from nni_plugins.speedup.double import NOTE, errors_in_double
 from nni_plugins.speedup.flow import unmasked
 from nni_plugins.speedup.infer import MaskInference
-from nni_plugins.speedup.masked_run import joined, masks_in_force
+from nni_plugins.speedup.masked_run import masks_in_force
 from nni_plugins.speedup.masks import activation_masks, bake, parameter_masks, read_masks, unbake
 from nni_plugins.speedup.nodes import build_nodes
+from nni_plugins.speedup.proof import Proof
 from nni_plugins.speedup.replacement import Replacement
 from nni_plugins.speedup.report import SpeedupReport
-from nni_plugins.speedup.verify import (
-    FaintWeights,
-    draws_random_numbers,
-    largest_error,
-    outputs_of,
-    random_like,
-    tolerance_of,
-)
+from nni_plugins.speedup.step import Step
+from nni_plugins.speedup.verify import FaintWeights, outputs_of, random_like
 from nni_plugins.speedup.whole import without_first_cache
 
 _logger = logging.getLogger(__name__)
@@ -136,7 +130,6 @@ class ModelSpeedup(NniModelSpeedup):
         self._activations = activation_masks(model, self.masks)
         self._alive: dict[str, Array] = {}
         self._mismatches: list[Mismatch] = []
-        self._double_errors: tuple[float, float] | None = None
 
     def speedup_model(self) -> nn.Module:
         """Do it, and return the model (the same object, smaller)."""
@@ -185,16 +178,17 @@ class ModelSpeedup(NniModelSpeedup):
             graph, self.bound_model, self._masks, exact_only=self.exact_only, stay=stay, alive=self._alive
         )
 
-    def _proven(self, graph: ChannelGraph) -> _Step:
+    def _proven(self, graph: ChannelGraph) -> Step:
         """Compact, hold the result against the masked model, and put back what is wrong."""
         inputs = random_like(self.dummy_input)
         faint = FaintWeights(self.bound_model, self._masks)
-        step: _Step | None = None
+        step: Step | None = None
         try:
             with self._timed("proof"), masks_in_force(self.bound_model, self._masks, graph):
                 expected = outputs_of(self.bound_model, inputs)
             step = self._compact(graph)
-            drawn = self._prove(step, inputs, expected)
+            with self._timed("proof"):
+                drawn = Proof(self.bound_model, self._masks, self.report, self._compact).hold(step, inputs, expected)
         except BaseException:
             if step is not None:
                 step.undo()
@@ -212,26 +206,7 @@ class ModelSpeedup(NniModelSpeedup):
             )
         return step
 
-    def _prove(self, step: _Step, inputs: Any, expected: list[torch.Tensor]) -> bool:
-        """Hold the compact model against the masked one, and put back what is wrong.
-
-        Returns whether nothing can be said, because the forward draws random numbers.
-        """
-        with self._timed("proof"):
-            wrong = self._wrong(step, inputs, expected)
-            drawn = wrong and draws_random_numbers(self.bound_model, inputs)
-            if wrong and not drawn:
-                self._put_wrong_ones_back(step, inputs, expected)
-            outputs = outputs_of(self.bound_model, inputs)
-            self.report.max_error, self.report.relative_error = largest_error(outputs, expected)
-            if self._double_errors is not None:
-                self.report.max_error, self.report.relative_error = self._double_errors
-                self.report.inexact.append(NOTE)
-            if drawn:
-                self.report.max_error = self.report.relative_error = None
-        return drawn
-
-    def _compact(self, graph: ChannelGraph) -> _Step:
+    def _compact(self, graph: ChannelGraph) -> Step:
         """Infer what goes, replay that until it is clean, and remove it."""
         stay: list[Array] = []
         while True:
@@ -260,7 +235,7 @@ class ModelSpeedup(NniModelSpeedup):
             with self._timed("removal"):
                 skip = replacement.names if replacement else ()
                 compaction = Compaction(self.bound_model, plan, skip, self._masks)
-                step = _Step(self.bound_model, compaction, constants, fold.Applied([], []), replacement)
+                step = Step(self.bound_model, compaction, constants, fold.Applied([], []), replacement)
                 try:
                     compaction.apply()
                     step.folded = fold.apply(self.bound_model, constants)
@@ -308,71 +283,6 @@ class ModelSpeedup(NniModelSpeedup):
         self.report.put_back += [str(mismatch) for mismatch in self._mismatches if id(mismatch) not in told]
         self.report.put_back = list(dict.fromkeys(self.report.put_back))
 
-    def _wrong(self, step: _Step, inputs: Any, expected: list[torch.Tensor]) -> bool:
-        """Whether the outputs differ by more than rounding, and by more than what cannot be folded exactly explains.
-
-        Where constants were folded inexactly, the compact model without them is held against the model in which all
-        that the plan removes is masked, norms and consumers too: these must be equal.
-        """
-        self._double_errors = None
-        limit = tolerance_of(self.bound_model, expected)
-        if largest_error(outputs_of(self.bound_model, inputs), expected)[1] <= limit:
-            return False
-        if step.replacement is None and self._equal_in_double(step, inputs, limit):
-            return False
-        if not self.report.inexact:
-            return True
-        plan = step.compaction.plan
-        if not plan.exact or step.replacement is not None:
-            return False  # that removing is not masking was asked for, or others did a part of it
-        fold.remove(self.bound_model, step.folded)
-        bare = outputs_of(self.bound_model, inputs)
-        with step.compaction.suspended():
-            masks = joined(self._masks, plan.masks(self.bound_model), plan.graph)
-            with masks_in_force(self.bound_model, masks, plan.graph):
-                wanted = outputs_of(self.bound_model, inputs)
-        step.folded = fold.apply(self.bound_model, step.constants)
-        return largest_error(bare, wanted)[1] > limit
-
-    def _equal_in_double(self, step: _Step, inputs: Any, limit: float) -> bool:
-        found = errors_in_double(self.bound_model, inputs, self._masks, step.compaction, step.folded, step.constants)
-        if found is None:
-            return False
-        errors, step.folded = found
-        self._double_errors = errors if errors[1] <= limit else None
-        return self._double_errors is not None
-
-    def _put_wrong_ones_back(self, step: _Step, inputs: Any, expected: list[torch.Tensor]) -> None:
-        """Right shapes can hide a wrong model: find the groups and blocks that make it so by halving; put them back."""
-        whole = step.compaction.plan.graph
-        blocks = {f"block {name}": name for name in step.compaction.plan.blocks}
-
-        def wrong_without(frozen: Sequence[str]) -> bool:
-            step.undo()
-            labels = [
-                (whole.labels_of(name), Cause(name, "", "the outputs differ")) for name in frozen if name not in blocks
-            ]
-            graph = whole.without_blocks({blocks[name]: "the outputs differ" for name in frozen if name in blocks})
-            step.become(self._compact(graph.without(labels) if labels else graph))
-            return self._wrong(step, inputs, expected)
-
-        names = [*step.compaction.plan.kept, *blocks]
-
-        def wrong_among(suspects: list[str]) -> list[str]:
-            if not wrong_without([n for n in names if n not in suspects]):
-                return []
-            if len(suspects) == 1:
-                return suspects
-            middle = len(suspects) // 2
-            return wrong_among(suspects[:middle]) + wrong_among(suspects[middle:])
-
-        wrong = wrong_among(names)
-        if wrong_without(wrong):  # they are wrong only together
-            wrong = names
-            wrong_without(wrong)
-        lines = [f"{name}: the compact model's output differed from the masked model's" for name in wrong]
-        self.report.put_back = list(dict.fromkeys([*self.report.put_back, *lines]))
-
     def _run_replacers(self, plan: Plan) -> Replacement | None:
         if not self.replacers:
             return None
@@ -416,27 +326,6 @@ class ModelSpeedup(NniModelSpeedup):
             seconds = self.report.seconds
             seconds[self._step_timed] = seconds.get(self._step_timed, 0.0) + now - self._since
         self._step_timed, self._since = step, now
-
-
-@dataclass
-class _Step:
-    """One removal, the constants that it leaves behind, and what was folded of them."""
-
-    model: nn.Module
-    compaction: Compaction
-    constants: list[fold.FoldedBias]
-    folded: fold.Applied
-    replacement: Replacement | None = None
-
-    def undo(self) -> None:
-        fold.remove(self.model, self.folded)
-        self.compaction.undo()
-        if self.replacement is not None:
-            self.replacement.undo()
-
-    def become(self, other: _Step) -> None:
-        self.compaction, self.constants, self.folded = other.compaction, other.constants, other.folded
-        self.replacement = other.replacement
 
 
 def _rows(plan: Plan, group: ChannelGroup) -> int:
