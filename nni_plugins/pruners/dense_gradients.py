@@ -77,7 +77,7 @@ class DenseGradients:
 
     def _add(self, name: str, gradient: Tensor) -> None:
         if self.on:
-            value = gradient.detach().float()
+            value = gradient.detach().to_dense().float() if gradient.is_sparse else gradient.detach().float()
             self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
 
     def collected(self) -> dict[str, Tensor] | None:

@@ -4,6 +4,7 @@ import sys
 import nni
 import pytest
 import torch
+import torch.utils.checkpoint
 from nni.compression import TorchEvaluator
 from torch import nn
 
@@ -66,7 +67,7 @@ def trained(digits, net=None, steps=30, pruner=None, **options):
     options.setdefault("update_every", 5)
     made = DynamicSparsePruner(net, options.pop("config", CONFIG), evaluator, **options)
     _, masks = made.compress(max_steps=steps)
-    return made, {name: targets["weight"] for name, targets in masks.items()}
+    return made, {name: targets["weight"] for name, targets in masks.items() if "weight" in targets}
 
 
 def test_rigl_is_what_a_plain_loop_makes_of_it(digits):
@@ -297,6 +298,36 @@ def test_mistakes_are_named_in_one_line(digits, kwargs, message):
         DynamicSparsePruner(net, CONFIG, evaluator_of(net, digits), **kwargs)
     with pytest.raises(PruningError, match="needs an evaluator"):
         DynamicSparsePruner(net, CONFIG, None)
+
+
+class Sequence(nn.Module):
+    """Layers that read weights in odd ways: attention its projection, LSTM all of them, a head the embedding's."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.layer = nn.Embedding(17, 16), nn.TransformerEncoderLayer(16, 2, 32, 0.0, batch_first=True)
+        self.rnn, self.out = nn.LSTM(16, 16, batch_first=True), nn.Linear(16, 10)
+
+    def forward(self, x):
+        tokens = (x.flatten(1)[:, :16] * 4).long().clamp(-8, 8) + 8
+        hidden = torch.utils.checkpoint.checkpoint(self.layer, self.embed(tokens), use_reentrant=False)
+        hidden = self.rnn(hidden)[0] + nn.functional.linear(self.embed(tokens), self.embed.weight[:16])
+        return self.out(hidden.mean(1))
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_layers_that_read_weights_in_odd_ways(digits, kind):
+    net = Sequence().to(kind)
+    names = ["embed", "layer.self_attn", "layer.self_attn.out_proj", "layer.linear1", "rnn"]
+    config = [{"op_names": names, "sparse_ratio": 0.7}]
+    pruner, _ = trained(digits, net, config=config)
+    assert pruner.updates == 4
+    assert pruner.sparsity == pytest.approx(0.7, abs=0.01)
+    start = MagnitudeWeightPruner(Sequence().to(kind), config, density="erk")
+    start.compress()
+    for name, mask in pruner.weight_masks.items():
+        assert not torch.equal(mask, start.weight_masks[name]), name  # a gradient has reached every one
 
 
 RANK = """
