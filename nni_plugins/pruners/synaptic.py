@@ -84,7 +84,7 @@ class SynapticStrengthPruner(KernelPruner):
         The strengths at the last pruning, [rows, inputs] by the weight's full name.
     """
 
-    _kept_state = ("strengths", "optimizer", "deviations", "_folded")
+    _kept_state = ("strengths", "optimizer", "deviations", "_folded", "_pulls")
 
     def __init__(
         self,
@@ -106,6 +106,7 @@ class SynapticStrengthPruner(KernelPruner):
         self.deviations: dict[str, Tensor] = {}
         self._fresh: dict[str, Tensor] = {}
         self._folded: dict[str, Tensor] = {}
+        self._pulls: dict[str, Tensor] = {}  # of the penalty, for each unit of a strength: it changes slowly
         schedule = Schedule(interval_steps=training_steps) if schedule is None and training_steps else schedule
         super().__init__(model, config_list, evaluator, existed_wrappers, schedule=schedule, **kwargs)
         self.strengths = Strengths(
@@ -259,9 +260,11 @@ class SynapticStrengthPruner(KernelPruner):
         averaged_over_ranks({**gradients, "": scale})
         gradients = {name: gradient / scale.to(gradient) for name, gradient in gradients.items()}
         if all(torch.isfinite(gradient).all() for gradient in gradients.values()):
+            if self._step % _MEASURE_EVERY == 0 or not self._pulls:
+                self._pulls = {name: self.penalty * self._scale(name) for name in self._layouts}
             for name, gradient in gradients.items():
                 strength = self.strengths[name].strength
-                strength.grad = gradient + (self.penalty * self._scale(name) * strength.sign()).to(gradient)
+                strength.grad = gradient.addcmul_(self._pulls[name].to(gradient), strength.sign())
             self.optimizer.step()
         self.optimizer.zero_grad()
         for norm, fit in self._folded.items():
