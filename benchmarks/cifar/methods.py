@@ -21,10 +21,11 @@ from benchmarks.cifar.data import Cifar
 from benchmarks.cifar.nets import EXAMPLE
 from benchmarks.cifar.training import DECAY, MOMENTUM, Plan, resume_extra, train
 from nni_plugins.channels import ChannelGraph
-from nni_plugins.pruners import MagnitudePruner, RandomPruner, TaylorPruner
+from nni_plugins.pruners import HybridPruner, L0Pruner, MagnitudePruner, RandomPruner, TaylorPruner
 from nni_plugins.speedup import ModelSpeedup
 
 SPEEDUP = 2.0
+DENSE_EPOCHS = 20
 CONFIG = [{"op_types": ["Conv2d"], "sparse_ratio": 1 - 1 / SPEEDUP}]
 PRUNE_EPOCHS = 2
 """Of the budget: while they last, methods that train may prune."""
@@ -52,33 +53,60 @@ def while_training(maker: Any, **arguments: Any) -> Any:
 
     def method(model: nn.Module, data: Cifar, plan: Plan, seed: int, place: Path, log: Log) -> dict[str, Any]:
         epochs = min(PRUNE_EPOCHS, plan.epochs)
-        times = min(TIMES, epochs * len(data.training(seed)))
-        every = epochs * len(data.training(seed)) // times
-        checkpoint = place / "pruning.pt"
-        held: dict[str, Any] = {}
-
-        def training(
-            model: Any, optimizer: Any, training_step: Any, scheduler: Any = None, max_steps: Any = None,
-            max_epochs: Any = None,
-        ) -> None:  # fmt: skip
-            held["seconds"] = train(
-                model, data, plan, seed, checkpoint=checkpoint, last=epochs, optimizer=optimizer,
-                loss_of=training_step, extra=held["pruner"], log=log,
-            )  # fmt: skip
-
-        def training_step(batch: Any, model: nn.Module) -> torch.Tensor:
-            return nn.functional.cross_entropy(model(batch[0]), batch[1])
-
-        settings = {"lr": plan.rate, "momentum": MOMENTUM, "nesterov": True, "weight_decay": DECAY}
-        optimizer = nni.trace(torch.optim.SGD)(model.parameters(), **settings)
-        evaluator = TorchEvaluator(training, optimizer, training_step, dummy_input=EXAMPLE)
-        schedule = {"shape": "cubic", "times": times, "interval_steps": every}
-        pruner = maker(model, CONFIG, evaluator, target="macs", scope="global", schedule=schedule, **arguments)
-        held["pruner"] = pruner
-        resume_extra(pruner, checkpoint)
+        steps = epochs * len(data.training(seed))
+        if maker is L0Pruner:
+            how: dict[str, Any] = {"training_steps": steps, "seed": seed}
+        else:
+            times = min(TIMES, steps)
+            how = {"schedule": {"shape": "cubic", "times": times, "interval_steps": steps // times}}
+        evaluator, held = _evaluator(model, data, plan, seed, place / "pruning.pt", epochs, log)
+        pruner = held["pruner"] = maker(model, CONFIG, evaluator, target="macs", scope="global", **how, **arguments)
+        resume_extra(pruner, place / "pruning.pt")
         return {**_compacted(pruner, model, max_epochs=epochs), "epochs": epochs, "seconds": held["seconds"]}
 
     return method
+
+
+def in_one_run(**arguments: Any) -> Any:
+    """HybridPruner on a net that is drawn anew: one training as long as dense training and fine-tuning together."""
+
+    def method(model: nn.Module, data: Cifar, plan: Plan, seed: int, place: Path, log: Log) -> dict[str, Any]:
+        whole = Plan(epochs=DENSE_EPOCHS + plan.epochs, rate=0.1, warmup=1.0)
+        _draw_anew(model, seed)
+        evaluator, held = _evaluator(model, data, whole, seed, place / "pruning.pt", whole.epochs, log)
+        steps = whole.epochs * len(data.training(seed))
+        pruner = held["pruner"] = HybridPruner(model, CONFIG, evaluator, steps, target="macs", **arguments)
+        resume_extra(pruner, place / "pruning.pt")
+        pruner.compress(max_steps=steps)
+        kept = {name: module.out_channels for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
+        nonzero = sum(int((p != 0).sum()) for p in model.parameters())
+        found = {"kept": kept, "nonzero": nonzero, "epochs": whole.epochs, "plan": whole, "seconds": held["seconds"]}
+        return {"model": model, **found}
+
+    return method
+
+
+def _evaluator(
+    model: nn.Module, data: Cifar, plan: Plan, seed: int, checkpoint: Path, epochs: int, log: Log
+) -> tuple[TorchEvaluator, dict[str, Any]]:
+    """NNI's evaluator over the benchmark's training; the pruner is put into the dictionary beside it."""
+    held: dict[str, Any] = {}
+
+    def training(
+        model: Any, optimizer: Any, training_step: Any, scheduler: Any = None, max_steps: Any = None,
+        max_epochs: Any = None,
+    ) -> None:  # fmt: skip
+        held["seconds"] = train(
+            model, data, plan, seed, checkpoint=checkpoint, last=epochs, optimizer=optimizer,
+            loss_of=training_step, extra=held["pruner"], log=log,
+        )  # fmt: skip
+
+    def training_step(batch: Any, model: nn.Module) -> torch.Tensor:
+        return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+    settings = {"lr": plan.rate, "momentum": MOMENTUM, "nesterov": True, "weight_decay": DECAY}
+    optimizer = nni.trace(torch.optim.SGD)(model.parameters(), **settings)
+    return TorchEvaluator(training, optimizer, training_step, dummy_input=EXAMPLE), held
 
 
 def _compacted(pruner: Any, model: nn.Module, **length: Any) -> dict[str, Any]:
@@ -142,14 +170,18 @@ def _gradients(model: nn.Module, data: Cifar, seed: int) -> dict[str, torch.Tens
 def from_scratch(model: nn.Module, data: Cifar, plan: Plan, seed: int, place: Path, log: Log) -> dict[str, Any]:
     """The net that the contender found, drawn anew and trained for as many MACs as dense training and fine-tuning."""
     found = torch.load(place.with_name(place.name.replace("scratch", "taylor")) / "pruned.pt", weights_only=False)
+    _draw_anew(found["model"], seed)
+    whole = Plan(epochs=round(DENSE_EPOCHS * SPEEDUP) + plan.epochs, rate=0.1, warmup=1.0)
+    return {"model": found["model"], "kept": found["kept"], "epochs": 0, "plan": whole}
+
+
+def _draw_anew(model: nn.Module, seed: int) -> None:
     torch.manual_seed(seed)
-    for module in found["model"].modules():
+    for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         elif hasattr(module, "reset_parameters"):
             module.reset_parameters()
-    whole = Plan(epochs=round(20 * SPEEDUP) + plan.epochs, rate=0.1, warmup=1.0)
-    return {"model": found["model"], "kept": found["kept"], "epochs": 0, "plan": whole}
 
 
 METHODS: dict[str, Any] = {
@@ -158,6 +190,9 @@ METHODS: dict[str, Any] = {
     "random": at_once(RandomPruner),
     "torch-pruning-magnitude": torch_pruning("magnitude"),
     "torch-pruning-taylor": torch_pruning("taylor"),
+    "l0": while_training(L0Pruner),
+    "hybrid": in_one_run(),
+    "hybrid-channels": in_one_run(density=1.0),
     "scratch": from_scratch,
 }
 """By name. ``taylor`` is the contender."""

@@ -15,6 +15,9 @@ NAMES = {
     "magnitude": "MagnitudePruner",
     "torch-pruning-magnitude": "Torch-Pruning, group magnitude",
     "torch-pruning-taylor": "Torch-Pruning, group Taylor",
+    "l0": "L0Pruner",
+    "hybrid": "HybridPruner (half of the weights left are zero), one training of 26 epochs",
+    "hybrid-channels": "HybridPruner (channels only), one training of 26 epochs",
     "random": "RandomPruner",
     "scratch": "the contender's net from scratch, equal MACs of training",
 }
