@@ -351,3 +351,29 @@ def test_mistakes_are_named_in_one_line(digits):
     pruner = L0Pruner(far, config, evaluator_of(far, digits), target="macs")
     with pytest.raises(BudgetError, match="out of reach"):
         pruner.compress()
+
+
+def test_heads_and_hidden_units_of_attention():
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True, dropout=0.0)
+    model = nn.Sequential(nn.Linear(8, 32), layer, nn.Flatten(), nn.Linear(160, 10))
+    x = torch.randn(8, 5, 8, generator=torch.Generator().manual_seed(0))
+
+    def train(model, optimizer, training_step, scheduler=None, max_steps=None, max_epochs=None):
+        model.train()
+        for _ in range(max_steps):
+            optimizer.zero_grad()
+            training_step(x, model).backward()
+            optimizer.step()
+
+    optimizer = nni.trace(torch.optim.SGD)(model.parameters(), lr=0.02)
+    evaluator = TorchEvaluator(train, optimizer, lambda x, m: (m(x) - x.sum()).square().mean() * 1e-3, dummy_input=x)
+    config = [{"op_types": ["MultiheadAttention", "Linear"], "sparse_ratio": 0.5}]
+    pruner = L0Pruner(model, config, evaluator, 20, scope="local")
+    _, masks = pruner.compress()
+    assert sorted(pruner.plan.counts.values()) == [2, 32]
+    model.eval()
+    pruner.unwrap_model()
+    speedup = ModelSpeedup(model, x, masks)
+    speedup.speedup_model()
+    assert speedup.report.max_error < 1e-5

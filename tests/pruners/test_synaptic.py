@@ -458,3 +458,29 @@ def test_two_processes_choose_alike(tmp_path):
     assert [process.returncode for process in ranks] == [0, 0], errors
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+
+def test_a_layer_that_is_called_twice_is_measured_and_its_norm_left_alone(digits):
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.stem, self.bn = nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8)
+            self.conv, self.n = nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+            self.fc = nn.Linear(8, 10)
+
+        def forward(self, x):
+            x = self.bn(self.stem(x)).relu()
+            for _ in range(2):
+                x = self.n(self.conv(x)).relu()
+            return self.fc(x.mean((2, 3)))
+
+    model, pruner, masks = trained(digits, settled(Twice()), steps=12)
+    assert pruner._producers.readings["conv.weight"].norms == ()
+    assert "conv.weight" in pruner.deviations
+    assert not pruner._folded
+    model.eval()
+    pruner.unwrap_model()
+    speedup = ModelSpeedup(model, digits[0][:2], masks)
+    speedup.speedup_model()
+    assert speedup.report.max_error < 1e-5
