@@ -12,6 +12,7 @@ from nni_plugins.speedup import ModelSpeedup
 
 from .nets import X, make
 from .resuming import assert_resumes
+from .trainers import lightning, transformers
 
 CONV = ["Conv2d"]
 
@@ -391,3 +392,19 @@ def test_other_precisions_and_memory_formats(kind):
         assert first.sparsity == pytest.approx(0.5, abs=0.001)
         assert all(torch.equal(one[n]["weight"], other[n]["weight"]) for n in one)
         assert one["1"]["weight"].dtype == kind
+
+
+@pytest.mark.parametrize("kind", ["lightning", "transformers"])
+def test_gradient_scores_where_a_trainer_makes_the_steps(kind, digits, tmp_path):
+    """Lightning makes the gradients inside the step; both hook several tasks to it."""
+    if kind == "lightning":
+        model, evaluator = lightning(digits, tmp_path)
+        config = [{"op_types": CONV, "sparse_ratio": 0.5}]
+    else:
+        model, evaluator = transformers(tmp_path)
+        config = [{"op_names_re": [r".*(query|intermediate\.dense)"], "sparse_ratio": 0.5}]
+    pruner = GradientWeightPruner(model, config, evaluator, 5)
+    pruner.compress()
+    assert pruner._step == 5
+    assert pruner.sparsity == pytest.approx(0.5, abs=0.01)
+    assert all(score.std() > 0 for score in pruner.scores.values())
