@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from nni.compression.speedup import ModelSpeedup as NniModelSpeedup
@@ -33,6 +33,9 @@ from nni_plugins.speedup.report import SpeedupReport
 from nni_plugins.speedup.step import Step
 from nni_plugins.speedup.verify import FaintWeights, outputs_of, random_like
 from nni_plugins.speedup.whole import without_first_cache
+
+if TYPE_CHECKING:
+    from nni_plugins.channels.latency import LatencyTable
 
 _logger = logging.getLogger(__name__)
 
@@ -63,6 +66,9 @@ class ModelSpeedup(NniModelSpeedup):
         Leave alone what cannot be removed without changing the output (channels under a LayerNorm).
     verify
         Hold the compact model against the masked one. Groups that turn out wrong are put back.
+    latency
+        A latency table of the model (:class:`~nni_plugins.channels.latency.LatencyTable`), from which the report says
+        what the compact model takes, and whether fewer MACs make it no faster. Without, no latency is told.
 
     Attributes
     ----------
@@ -93,6 +99,7 @@ class ModelSpeedup(NniModelSpeedup):
         *,
         exact_only: bool = True,
         verify: bool = True,
+        latency: LatencyTable | None = None,
     ) -> None:
         replacers = list(customized_replacers or [])  # NNI appends to the list that it is given
         self._by_nni = graph_module is not None or bool(customized_mask_updaters)
@@ -126,6 +133,7 @@ class ModelSpeedup(NniModelSpeedup):
         self.logger = logger or _logger
         self.exact_only = exact_only
         self.verify = verify
+        self.latency = latency
         self._masks = parameter_masks(model, self.masks)
         self._activations = activation_masks(model, self.masks)
         self._alive: dict[str, Array] = {}
@@ -307,6 +315,9 @@ class ModelSpeedup(NniModelSpeedup):
         report.removed = {name: (len(k), self.plan.graph.group(name).size) for name, k in self.plan.kept.items()}
         report.removed_blocks = list(self.plan.blocks)
         report.inexact += without_first_cache(self.bound_model)
+        if self.latency is not None and _knows(self.latency, self.plan):
+            report.latency_before_ms = self.latency.latency_ms()
+            report.latency_after_ms = self.latency.latency_ms(self.plan.counts)
         report.frozen = [f"{f.size} channels: {f.reason} ({f.operator or 'unused'} in {f.module or 'the model'})"
                          for f in self.plan.graph.frozen]  # fmt: skip
 
@@ -333,6 +344,12 @@ def _rows(plan: Plan, group: ChannelGroup) -> int:
     places = [(m.name, m.dim) for m in (*group.producers, *group.consumers)]
     kept = [plan.dimensions(name).get(dim) for name, dim in places]
     return sum(plan.graph.shapes[n][d] if k is None else len(k) for (n, d), k in zip(places, kept, strict=True))
+
+
+def _knows(table: LatencyTable, plan: Plan) -> bool:
+    """Whether a table tells the latency of a plan: it has the same groups, and no block goes."""
+    sizes = {group.name: group.size for group in table.graph.groups}
+    return not plan.blocks and all(sizes.get(name) == plan.graph.group(name).size for name in plan.kept)
 
 
 def _inexact(plan: Plan, constants: list[fold.FoldedBias]) -> list[str]:

@@ -33,6 +33,9 @@ class SpeedupReport:
         Groups that the masks asked to remove and that were put back, with the reason.
     inexact
         Where the compact model cannot equal the masked one exactly, and why.
+    latency_before_ms, latency_after_ms
+        Times of one run, where they are known: from a latency table that the speedup was given, or set by whoever
+        measured them. Nothing is measured for them.
     seconds
         Time spent, by step: watch (rehearsal included), masks, replay, removal, proof.
     """
@@ -50,6 +53,14 @@ class SpeedupReport:
     put_back: list[str] = field(default_factory=list)
     inexact: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    latency_before_ms: float | None = None
+    latency_after_ms: float | None = None
+
+    @property
+    def slower(self) -> bool:
+        """Whether fewer MACs take as long as before or longer, as far as latencies are known."""
+        before, after = self.latency_before_ms, self.latency_after_ms
+        return before is not None and after is not None and after >= before and self.macs_after < self.macs_before
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain data, ready for JSON."""
@@ -61,6 +72,11 @@ class SpeedupReport:
             f"params  {self.params_before:>14,} -> {self.params_after:>14,}  "
             f"({_share(self.params_after, self.params_before)})",
         ]
+        if self.latency_before_ms is not None and self.latency_after_ms is not None:
+            before, after = self.latency_before_ms, self.latency_after_ms
+            lines.append(f"latency {before:>11.3f} ms -> {after:>11.3f} ms  ({_share(after, before)})")
+        if self.slower:
+            lines.append("fewer MACs but not faster: odd channel counts, or time that is not spent on MACs")
         if self.max_error is not None:
             relative = f", {self.relative_error:.1e} of the output's size" if self.relative_error is not None else ""
             lines.append(f"largest error against the masked model: {self.max_error:.1e}{relative}")
@@ -72,5 +88,5 @@ class SpeedupReport:
         return "\n".join(lines)
 
 
-def _share(after: int, before: int) -> str:
+def _share(after: float, before: float) -> str:
     return f"{after / before:.1%}" if before else "-"
