@@ -147,7 +147,7 @@ class RandomNetwork(nn.Module):
         if self.kind != "image":
             layers.append(Sublayer(rng, dim, tokens, rng.choice([Attention, Packed])))
             layers.append(Sublayer(rng, dim, tokens, Mlp))
-            layers += [Sublayer(rng, dim, tokens) for _ in range(rng.randint(0, 3))]
+            layers += [Sublayer(rng, dim, tokens) for _ in range(min(rng.randint(0, 3), 1))]
             if rng.random() < 0.08:
                 layers.append(nn.TransformerEncoderLayer(dim, 2, 10, batch_first=True, norm_first=rng.random() < 0.5))
         self.layers = nn.ModuleList(layers)
