@@ -57,9 +57,16 @@ class MaskedWrapper(ModuleWrapper):
 
     def set_masked(self) -> None:
         """Put the masked parameters where the module's forward reads them."""
-        spaces = self.pruning_target_spaces
-        for name, value in self.patch_params({name: space.target for name, space in spaces.items()}).items():
-            setattr(self.module, name, value)
+        held = self.module._buffers  # wrapping puts them there; a module's own __setattr__ would look everywhere first
+        for name, space in self.pruning_target_spaces.items():
+            value, mask = space.target, space.mask
+            if mask is not None and value is not None:
+                plain = space._setting.get("apply_method") in (None, "mul")
+                value = value * mask if plain else self.patch_helper(name, value)
+            if name in held:
+                held[name] = value
+            else:
+                setattr(self.module, name, value)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the module under its masks; inputs and outputs pass untouched unless another compressor targets them."""
