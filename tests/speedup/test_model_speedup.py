@@ -471,17 +471,17 @@ def test_memory_is_flat_over_many_speedups():
         model = Small()
         ModelSpeedup(model, X, half(model, X).masks(model)).speedup_model()
 
-    for _ in range(5):
+    tracemalloc.start()
+    for _ in range(12):  # what is kept once, by whatever is called, is there by then
         once()
     gc.collect()
-    tracemalloc.start()
     first = tracemalloc.get_traced_memory()[0]
-    for _ in range(50):
+    for _ in range(10):
         once()
     gc.collect()
     grown = tracemalloc.get_traced_memory()[0] - first
     tracemalloc.stop()
-    assert grown < 200_000
+    assert grown < 40_000
 
 
 class Noisy(nn.Module):
