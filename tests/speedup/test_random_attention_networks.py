@@ -12,7 +12,7 @@ from tests.speedup.test_model_speedup import masked_output
 FEW = 100
 #: What was asked for is not all removed (the compact model is right): masks of dimensions of heads that are rotated,
 #: and of learnt queries, are taken for other units than the graph that has rehearsed them offers.
-LESS_GOES = {285}
+LESS_GOES = {285, 792}
 SEEDS = [
     *range(FEW),
     *(
