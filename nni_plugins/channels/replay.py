@@ -10,6 +10,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -106,10 +107,12 @@ def _other_number(operator: Operator, args: tuple, kwargs: dict) -> str:
     return ""
 
 
-def _place(start: int | None, size: int) -> int:
-    """Return where a slice begins, counted from the first index."""
-    start = start or 0
-    return min(max(start + size if start < 0 else start, 0), size)
+_SLICE = ("start", "end", "step")
+
+
+def _places(size: int, start: int | None, end: int | None, step: int | None) -> np.ndarray:
+    """Return the indices that a slice takes."""
+    return np.arange(size)[slice(start, end, step)]
 
 
 class _Stop(StopWatching):
@@ -232,10 +235,14 @@ class Replay:
         if labels is None or self.kept(len(labels), labels) == len(labels):
             return ""
         left = self._plan.keeps(labels)
-        start = _place(operator.argument(2, "start"), len(labels))
-        now = _place(args[2] if len(args) > 2 else None, int(left.sum()))
-        wanted = int(left[:start].sum())
-        return f"it begins at {now}, not {wanted}" if now != wanted else ""
+        before = _places(len(labels), *(operator.argument(2 + i, name) for i, name in enumerate(_SLICE)))
+        now = _places(int(left.sum()), *(args[2 + i] if len(args) > 2 + i else None for i in range(len(_SLICE))))
+        wanted = (np.cumsum(left) - 1)[before[left[before]]]
+        if np.array_equal(now, wanted):
+            return ""
+        if len(now) and len(wanted) and now[0] != wanted[0]:
+            return f"it begins at {now[0]}, not {wanted[0]}"
+        return f"it takes {len(now)} places, and other ones than the {len(wanted)} that are left of its own"
 
     def _other_groups(self, operator: Operator, args: tuple) -> str:
         """Say so where channels are taken in as many groups as before, though whole groups go."""

@@ -288,6 +288,9 @@ class ModelSpeedup(NniModelSpeedup):
                    and (m.module, m.operator.name) == (cause.module, cause.operator)]  # fmt: skip
             told.update(map(id, met))
             self.report.put_back.append(f"{line}: {met[0].why}" if met else line)
+        for name, reason in plan.graph.staying.items():
+            told.update(id(mismatch) for mismatch in self._mismatches if str(mismatch) in reason)
+            self.report.put_back.append(f"block {name}: {reason}")
         self.report.put_back += [str(mismatch) for mismatch in self._mismatches if id(mismatch) not in told]
         self.report.put_back = list(dict.fromkeys(self.report.put_back))
 

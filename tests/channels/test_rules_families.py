@@ -57,7 +57,7 @@ def whitened_by_norm(m, x):
 
 
 class Parts(nn.Module):
-    """Cuts at two sizes that it holds, of which one alone cannot follow: what is cut stays."""
+    """Cuts at two sizes that it holds."""
 
     def __init__(self):
         super().__init__()
@@ -99,7 +99,7 @@ ROWS = {
     "rolled positions": (lambda: Call(lambda m, x: x.roll((1, 2), (2, 3))), 8, ALL, ()),
     "even and odd": (lambda: Call(lambda m, x: torch.cat([x[:, ::2], x[:, 1::2]], 1)), 8, {"first": 4}, ()),
     "three chunks of eight": (lambda: Call(lambda m, x: torch.cat([t.relu() for t in x.chunk(3, 1)], 1)), 8, {"first": 2}, ()),
-    "cut where two attributes say": (Parts, 8, {"body.a": 4, "body.b": 4}, ()),
+    "cut where two attributes say": (Parts, 8, {"first": 3, "first:1": 5, "body.a": 4, "body.b": 4}, ()),
     "repeated": (lambda: Call(lambda m, x: x.repeat(1, 2, 1, 1)), 16, ALL, ()),
     "a gate copied to every channel": (lambda: Call(lambda m, x: x * m.c(x).sigmoid().repeat(1, x.shape[1], 1, 1), c=nn.Conv2d(8, 1, 1)), 8, ALL, None),
     # norms
