@@ -86,7 +86,8 @@ def producers_only(plan, model):
             if (member.name, member.dim) not in plan.graph.trace.unmasked:
                 gone = np.setdiff1d(np.arange(plan.graph.group(name).size), units)
                 rows = np.setdiff1d(np.arange(parameters[member.name].shape[member.dim]), member.indices[gone])
-                kept.setdefault(member.name, {})[member.dim] = rows
+                dims = kept.setdefault(member.name, {})  # one weight may make the units of several groups
+                dims[member.dim] = np.intersect1d(rows, dims.get(member.dim, rows))
     masks = {}
     for name, dims in kept.items():
         module, _, target = name.rpartition(".")
