@@ -97,7 +97,10 @@ def prune(recipe: Recipe, model: nn.Module, loop: Loop, graph: ChannelGraph) -> 
         "round_to": lambda: settings.round_to,
         "exact_only": lambda: settings.exact_only,
         "seed": lambda: recipe.seed,
+        "compact": lambda: 0.0,  # channels are taken out by the speedup, and masks fit the model as it is built
     }
+    if "compact" in parameters and settings.arguments.get("compact"):
+        raise RecipeError("prune.arguments.compact: a recipe takes channels out by its speedup; leave it out")
     for name in settings.arguments:
         if name in ("model", "config_list") or (name not in parameters and not anything):
             known = [item for item in parameters if item not in ("model", "config_list", *offered)]

@@ -122,6 +122,7 @@ def test_an_interrupted_finetuning_goes_on(cnn, dense, tmp_path):
     [
         {"pruner": "random"},
         {"pruner": "taylor", "arguments": {"training_steps": 5}},
+        {"pruner": "hybrid", "arguments": {"total_steps": 20, "density": 1.0}},
         {"groups": {"conv1": 0.2, "layer1": 0.5, "layer3": 0.5}},
         {"groups": {"layer2": 0.5}, "target": "channels", "sparsity": 0.25},
         {"scope": "local", "target": "params", "round_to": 2},
@@ -167,6 +168,8 @@ def test_a_broken_bound_is_reported_without_finetuning(cnn, dense, tmp_path):
         ({"prune.pruner": "nni:L1Norm"}, RecipeError, "which NNI does not have; did you mean L1NormPruner?"),
         ({"prune.arguments.nrm": "l2"}, RecipeError, "prune.arguments.nrm is not an argument of magnitude; did"),
         ({"prune.pruner": "nni:TaylorPruner"}, RecipeError, "prune.arguments.training_steps is missing"),
+        ({"prune.pruner": "hybrid", "prune.arguments.compact": 0.1}, RecipeError, "takes channels out by its speedup"),
+        ({"prune.pruner": "hybrid"}, CompressionError, "how long training lasts is not known"),
         ({"prune.arguments.model": 1}, RecipeError, "prune.arguments.model is not an argument of magnitude"),
         ({"prune.arguments.dummy_input": 1}, RecipeError, "prune.arguments do not fit magnitude: TypeError"),
         ({"prune.pruner": "math:pi"}, RecipeError, "prune.pruner is math:pi, which is not a class but float"),
