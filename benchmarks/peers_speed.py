@@ -140,6 +140,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--limit", type=int, default=120, help="seconds that one process may take")
     parser.add_argument("--models", nargs="+", default=list(MODELS))
     parser.add_argument("--json", type=Path, help="write the figures there too")
     parser.add_argument("--work", nargs=2, metavar=("TOOL", "MODEL"), help=argparse.SUPPRESS)
@@ -160,7 +161,13 @@ def main() -> None:
         for _ in range(options.repeats):
             for tool in TOOLS:
                 command = [sys.executable, __file__, "--work", tool, name, "--threads", str(options.threads)]
-                done = subprocess.run(command, capture_output=True, text=True)
+                if any("failed" in run for run in runs[tool]):
+                    continue
+                try:
+                    done = subprocess.run(command, capture_output=True, text=True, timeout=options.limit)
+                except subprocess.TimeoutExpired:
+                    runs[tool].append({"failed": f"{tool}: not done after {options.limit} s"})
+                    continue
                 if done.returncode:
                     runs[tool].append({"failed": (done.stderr.strip().splitlines() or ["?"])[-1]})
                     continue
@@ -168,7 +175,8 @@ def main() -> None:
         table[name] = row = {tool: _median(runs[tool]) for tool in TOOLS}
         us, them = row["ours"], row["peer"]
         if "failed" in us or "failed" in them:
-            print(f"{name:14} {us.get('failed', '')} {them.get('failed', '')}")
+            figures = [f"{k} {v:.3f}" for run in (us, them) if "failed" not in run for k, v in run.items()]
+            print(f"{name:14}{us.get('failed', '')} {them.get('failed', '')} ({', '.join(figures)})", flush=True)
             continue
         print(
             f"{name:14}{us['seconds']:9.3f}{them['seconds']:9.3f}{us['seconds'] / them['seconds']:8.2f}"

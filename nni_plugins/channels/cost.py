@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +12,8 @@ import numpy as np
 from nni_plugins.channels.labels import Array
 
 if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+
     from nni_plugins.channels.graph import ChannelGraph
     from nni_plugins.channels.groups import ChannelGroup
     from nni_plugins.channels.removal import Removal
@@ -44,7 +47,6 @@ class CostModel:
                 group_of[group.classes] = i
         self._group_of = group_of
         self._rows: dict[int, int] = {}
-        self._matrix_rows: list[tuple[float, Array, Array]] = []
         self._arrays: list[Array] = []
         self._parameters = [name for name in graph.shapes if not graph.is_buffer[name]]
         self._terms = [
@@ -62,22 +64,31 @@ class CostModel:
         if row is None:
             row = self._rows[id(array)] = len(self._arrays)
             self._arrays.append(array)
-            owners = self._group_of[self._classes[array]]
-            found, counts = np.unique(owners[owners >= 0], return_counts=True)
-            self._matrix_rows.append((float((owners < 0).sum()), found, counts / self._sizes[found]))
         return row
 
-    def _pack(self) -> None:
+    @cached_property
+    def _linear(self) -> tuple[csr_matrix, Array]:
+        """Every factor's size as a matrix to multiply the kept counts with, and a constant to add."""
         from scipy.sparse import csr_matrix
 
-        lengths = [len(found) for _, found, _ in self._matrix_rows]
-        pointer = np.r_[0, np.cumsum(lengths)].astype(np.int64)
-        columns = np.concatenate([f for _, f, _ in self._matrix_rows]) if lengths else np.zeros(0, dtype=np.int64)
-        values = np.concatenate([v for _, _, v in self._matrix_rows]) if lengths else np.zeros(0)
-        self._constant = np.array([c for c, _, _ in self._matrix_rows] + [1.0])
-        self._matrix = csr_matrix((values, columns, pointer), shape=(len(lengths), len(self._groups)))
+        rows = []
+        for array in self._arrays:
+            owners = self._group_of[self._classes[array]]
+            found, counts = np.unique(owners[owners >= 0], return_counts=True)
+            rows.append((float((owners < 0).sum()), found, counts / self._sizes[found]))
+        pointer = np.r_[0, np.cumsum([len(found) for _, found, _ in rows])].astype(np.int64)
+        columns = np.concatenate([f for _, f, _ in rows]) if rows else np.zeros(0, dtype=np.int64)
+        values = np.concatenate([v for _, _, v in rows]) if rows else np.zeros(0)
+        matrix = csr_matrix((values, columns, pointer), shape=(len(rows), len(self._groups)))
+        return matrix, np.array([constant for constant, _, _ in rows])
+
+    def _factor_sizes(self, kept: Array) -> Array:
+        matrix, constant = self._linear
+        return np.asarray(matrix @ kept + constant)
+
+    def _pack(self) -> None:
         width = max((len(rows) for _, _, rows, _ in self._terms), default=0)
-        one = len(lengths)  # a row that is always 1, to fill up
+        one = len(self._arrays)  # a row that is always 1, to fill up
         self._factors = np.full((len(self._terms), max(width, 1)), one, dtype=np.int64)
         for i, (_, _, rows, _) in enumerate(self._terms):
             self._factors[i, : len(rows)] = rows
@@ -89,7 +100,7 @@ class CostModel:
 
     def totals(self, kept: Array) -> tuple[float, float]:
         """Return ``(macs, params)`` where group ``i`` keeps ``kept[i]`` units: the fast form for searches."""
-        values = self._evaluate(self._matrix @ kept + self._constant[:-1])
+        values = self._evaluate(self._factor_sizes(kept))
         return float(values[self._is_macs].sum()), float(values[~self._is_macs].sum())
 
     def counts(self, kept: Mapping[str, int] | None) -> Array:
@@ -101,7 +112,10 @@ class CostModel:
         return counts
 
     def cost(self, kept: Mapping[str, int] | None, removal: Removal | None = None) -> Cost:
-        values = self._evaluate(self._matrix @ self.counts(kept) + self._constant[:-1])
+        if not kept:  # each factor has the size that it has
+            values = self._evaluate(np.array([float(len(array)) for array in self._arrays]))
+        else:
+            values = self._evaluate(self._factor_sizes(self.counts(kept)))
         return self._as_cost(values * self._stays(removal))
 
     def exact_cost(self, keep_class: Array, removal: Removal | None = None) -> Cost:
@@ -119,13 +133,13 @@ class CostModel:
 
     def group_cost(self, group: ChannelGroup) -> Cost:
         if group.prunable:
-            column = self._matrix[:, [self._index[group.name]]].toarray().ravel() > 0
+            column = self._linear[0][:, [self._index[group.name]]].toarray().ravel() > 0
         else:  # it has no column, since it never changes
             own = np.zeros(len(self._group_of), dtype=bool)
             own[group.classes] = True
             column = np.array([own[self._classes[array]].any() for array in self._arrays], dtype=bool)
         touched = np.append(column, False)[self._factors].any(axis=1)
-        values = self._evaluate(self._matrix @ self._sizes + self._constant[:-1])
+        values = self._evaluate(self._factor_sizes(self._sizes))
         return self._as_cost(np.where(touched, values, 0.0))
 
     def _as_cost(self, values: Array) -> Cost:
