@@ -27,22 +27,12 @@ from nni.compression import TorchEvaluator
 from sklearn.datasets import load_digits
 from torch import nn
 
+from benchmarks.dynamic_overhead import network
 from nni_plugins import pruners
 from nni_plugins.report.environment import environment
 
 FAR = 1_000_000
 CONFIG = [{"op_types": ["Conv2d"], "sparse_ratio": 0.5}]
-
-
-def network(width: int) -> nn.Module:
-    """A CNN for digits."""
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(1, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
-        nn.Conv2d(width, 2 * width, 3, padding=1, stride=2, bias=False), nn.BatchNorm2d(2 * width), nn.ReLU(),
-        nn.Conv2d(2 * width, 4 * width, 3, padding=1, bias=False), nn.BatchNorm2d(4 * width), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4 * width, 10),
-    )  # fmt: skip
 
 
 def _made(name: str, **arguments: Any) -> Callable[[nn.Module, Any], Any]:

@@ -130,12 +130,6 @@ class ChannelGraph:
 
         return blocks_rehearsed(self, model, dummy_input)
 
-    def with_units(self, units: Units) -> ChannelGraph:
-        """Return the graph of the same run in which attention loses other units: 'heads' or 'head_dim'."""
-        graph = copy(self)
-        graph.units, graph.extra_frozen, graph._cost = units, [], None
-        return graph.without([])._without_unread()
-
     def with_narrow_heads(self, groups: Sequence[ChannelGroup | str]) -> ChannelGraph:
         """Return the graph of the same run in which these groups of heads lose dimensions of every head instead."""
         graph = copy(self)

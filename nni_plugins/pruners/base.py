@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from nni_plugins.channels import ChannelGraph, ChannelGroup, Plan
 from nni_plugins.channels.plan import mask_of
 from nni_plugins.pruners.chain import SCOPES
-from nni_plugins.pruners.config import check_choice, checked_config, dummy_input_of
+from nni_plugins.pruners.checkpoint import Planned
+from nni_plugins.pruners.config import check_choice, check_whole, checked_config, dummy_input_of
 from nni_plugins.pruners.errors import BudgetError, PruningError
 from nni_plugins.pruners.life import Masks, PrunerBase
 from nni_plugins.pruners.ranks import as_on_rank_zero, averaged_over_ranks
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from nni_plugins.channels.latency import LatencyTable
 
 
-class GroupPruner(PrunerBase):
+class GroupPruner(Planned, PrunerBase):
     """Base of the pruners that remove units of channel groups.
 
     Parameters
@@ -89,7 +90,7 @@ class GroupPruner(PrunerBase):
     """
 
     default_normalise: str | None = "mean"
-    _kept_state: tuple[str, ...] = ("scores", "_kept_units")
+    _kept_state: tuple[str, ...] = ("scores",)
 
     def __init__(
         self,
@@ -112,24 +113,17 @@ class GroupPruner(PrunerBase):
         check_choice("target", target, TARGETS)
         if normalise != "default":
             check_choice("normalise", normalise, NORMALISATIONS)
-        if isinstance(round_to, bool) or not hasattr(round_to, "__index__") or round_to < 1:
-            raise PruningError(f"round_to is {round_to!r}; it must be a whole number, at least 1")
+        check_whole("round_to", round_to)
         if not isinstance(tolerance, (int, float)) or not tolerance >= 0:
             raise PruningError(f"tolerance is {tolerance!r}; it must be a number, at least 0")
         self.scope, self.target, self.round_to, self.tolerance = scope, target, round_to, tolerance
         self.normalise = self.default_normalise if normalise == "default" else normalise
         self.scores: dict[str, Tensor] = {}
         self._begin(schedule)
+        self._dummy_input, self._exact_only = dummy_input_of(dummy_input, evaluator), exact_only
         asked = checked_config(config_list)
-        dummy_input = dummy_input_of(dummy_input, evaluator)
-        self.graph = ChannelGraph.watch(model, dummy_input)
-        self.resolved = resolve(model, asked, self.graph, exact_only=exact_only)
-        self._classes = neighbourhoods(model, self.graph)
-        names = {
-            m.name: None for c in self.resolved.claims for m in c.group.members if not self.graph.is_buffer[m.name]
-        }
-        self.latency = latency_table(self.graph, model, dummy_input, latency) if target == "latency" else None
-        wrappers, self._targets = self._attach(model, names, existed_wrappers or {})
+        self._look(model, asked, latency)
+        wrappers, self._targets = self._attach(model, self._reached(), existed_wrappers or {})
         # NNI would look the selected modules up by class name; their targets are made already
         super().__init__(model, [], evaluator, wrappers)
         self.config_list = asked
@@ -141,6 +135,20 @@ class GroupPruner(PrunerBase):
     def _scores(self) -> dict[str, Tensor]:
         """Importance of each unit of each group of ``self.groups``: float [size] by group name."""
         raise NotImplementedError
+
+    def _look(self, model: nn.Module, asked: list[dict], latency: LatencyTable | None = None) -> None:
+        """Watch the model, and find what the configuration asks to prune in it."""
+        self.graph = ChannelGraph.watch(model, self._dummy_input)
+        self._classes = neighbourhoods(model, self.graph)
+        self.latency = (
+            latency_table(self.graph, model, self._dummy_input, latency) if self.target == "latency" else None
+        )
+        self.resolved = resolve(model, asked, self.graph, exact_only=self._exact_only)
+
+    def _reached(self) -> list[str]:
+        """Names of the parameters that the groups reach, in forward order."""
+        reached = (m.name for c in self.resolved.claims for m in c.group.members if not self.graph.is_buffer[m.name])
+        return list(dict.fromkeys(reached))
 
     def _attach(
         self, model: nn.Module, names: Iterable[str], wrappers: Mapping[str, ModuleWrapper]
@@ -166,15 +174,6 @@ class GroupPruner(PrunerBase):
     def parameters(self) -> dict[str, Tensor]:
         """The live tensors of the groups' parameters, by their full name; masks are not applied."""
         return {name: space.target for name, space in self._targets.items() if space.target is not None}
-
-    @property
-    def _kept_units(self) -> dict[str, list[int]]:
-        """The plan as plain numbers, for checkpoints."""
-        return {name: units.tolist() for name, units in self.plan.kept.items()}
-
-    @_kept_units.setter
-    def _kept_units(self, kept: dict[str, list[int]]) -> None:
-        self.plan = Plan(self.graph, kept)
 
     def prune(self, fraction: float = 1.0) -> Masks:
         """Score, select and set masks so that ``fraction`` of the asked sparsity is removed; return the masks."""

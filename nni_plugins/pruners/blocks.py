@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from nni_plugins.channels import ChannelGraph, Plan
 from nni_plugins.pruners.block_scores import BlockWatcher
-from nni_plugins.pruners.config import check_choice, checked_config, dummy_input_of
+from nni_plugins.pruners.config import check_choice, check_whole, checked_config, dummy_input_of
 from nni_plugins.pruners.errors import BudgetError, PruningError
 from nni_plugins.pruners.life import Masks, PrunerBase
 from nni_plugins.pruners.ranks import as_on_rank_zero, averaged_over_ranks
@@ -99,8 +99,7 @@ class BlockPruner(PrunerBase):
     ):
         check_choice("score", score, SCORES)
         check_choice("target", target, TARGETS)
-        if isinstance(training_steps, bool) or not hasattr(training_steps, "__index__") or training_steps < 1:
-            raise PruningError(f"training_steps is {training_steps!r}; it must be a whole number, at least 1")
+        check_whole("training_steps", training_steps)
         if evaluator is None and score != "influence":
             raise PruningError(f"score={score!r} needs an evaluator; without one, use score='influence'")
         self.score, self.target, self.scores = score, target, dict[str, Tensor]()
@@ -122,19 +121,6 @@ class BlockPruner(PrunerBase):
         self.config_list = self.config_asked
         self._watcher = BlockWatcher(model, self.graph, self.blocks, "taylor" if score == "taylor" else "influence")
         self._gone = [block.name for block in self.blocks if self._is_masked(block)]
-
-    @classmethod
-    def from_compressor(
-        cls,
-        compressor: Any,
-        new_config_list: list[dict],
-        training_steps: int = 30,
-        evaluator: Any = None,
-        **kwargs: Any,
-    ) -> BlockPruner:
-        """Make this pruner on a model that ``compressor`` has wrapped; see nni's ``Compressor``."""
-        kwargs["training_steps"] = training_steps
-        return super().from_compressor(compressor, new_config_list, evaluator=evaluator, **kwargs)
 
     @property
     def blocks(self) -> list[Block]:

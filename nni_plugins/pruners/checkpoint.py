@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nni_plugins.channels import ChannelGraph, Plan
 from nni_plugins.pruners.errors import PruningError
 
 _KEYS = ("pruner", "step", "finished", "masks", "attributes", "objects", "generator")
@@ -113,6 +114,23 @@ class Checkpointed:
                     f"{name}: the saved mask has shape {list(there[name])}, this model's {list(here[name])}; "
                     "give the model that was saved"
                 )
+
+
+class Planned:
+    """Mix-in of pruners that keep a ``plan`` of channels: it is part of their state."""
+
+    graph: ChannelGraph
+    plan: Plan
+    _kept_state: tuple[str, ...] = ("_kept_units",)
+
+    @property
+    def _kept_units(self) -> dict[str, list[int]]:
+        """The plan as plain numbers."""
+        return {name: units.tolist() for name, units in self.plan.kept.items()}
+
+    @_kept_units.setter
+    def _kept_units(self, kept: dict[str, list[int]]) -> None:
+        self.plan = Plan(self.graph, kept)
 
 
 def _shapes(masks: Mapping[str, Mapping[str, Tensor | None]]) -> dict[str, Any]:

@@ -33,6 +33,14 @@ def checked_config(config_list: Any) -> list[dict]:
     return asked
 
 
+def check_whole(name: str, value: Any, least: int = 1, *, optional: bool = False) -> None:
+    """Raise where a value is no whole number of at least ``least``; None is one too, if it is ``optional``."""
+    if value is None and optional:
+        return
+    if isinstance(value, bool) or not hasattr(value, "__index__") or value < least:
+        raise PruningError(f"{name} is {value!r}; it must be a whole number, at least {least}")
+
+
 def check_choice(name: str, value: object, allowed: Any) -> None:
     if value not in allowed:
         raise PruningError(f"{name} is {value!r}; it must be one of {', '.join(map(str, allowed))}")

@@ -41,10 +41,3 @@ class KnownDuration(PrunerBase):
         if self._total is None:
             under_way = steps_under_way(self.evaluator)
             self._total = None if under_way is None else self._step - 1 + under_way
-
-
-def checked_steps(name: str, steps: Any, least: int = 1) -> int | None:
-    """Return a number of steps, or None; a PruningError where it is neither."""
-    if steps is not None and (isinstance(steps, bool) or not hasattr(steps, "__index__") or steps < least):
-        raise PruningError(f"{name} is {steps!r}; it must be a whole number, at least {least}")
-    return None if steps is None else int(steps)

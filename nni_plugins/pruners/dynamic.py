@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nni_plugins.pruners.config import check_choice
+from nni_plugins.pruners.config import check_choice, check_whole
 from nni_plugins.pruners.dense_gradients import DenseGradients, OptimizersOf
-from nni_plugins.pruners.duration import KnownDuration, checked_steps
+from nni_plugins.pruners.duration import KnownDuration
 from nni_plugins.pruners.errors import PruningError
 from nni_plugins.pruners.regrow import clear_state, drop_and_grow, drop_and_grow_all, drop_fraction, start_grown
 from nni_plugins.pruners.weights import WeightPruner
@@ -147,8 +147,9 @@ class DynamicSparsePruner(KnownDuration, WeightPruner):
             raise PruningError(
                 "DynamicSparsePruner is sparse from the first step on and has no schedule; see its alpha"
             )
-        self._total = checked_steps("total_steps", total_steps)
-        self._every = checked_steps("update_every", update_every)
+        check_whole("total_steps", total_steps, optional=True)
+        check_whole("update_every", update_every, optional=True)
+        self._total, self._every = total_steps, update_every
         self._generator = torch.Generator().manual_seed(seed)
         self._started = self._pending = False
         self._allowed: dict[str, Tensor] = {}
@@ -165,19 +166,6 @@ class DynamicSparsePruner(KnownDuration, WeightPruner):
             {m.out_proj: m for m in model.modules() if isinstance(m, nn.MultiheadAttention)},
         )
         self._optimizers = OptimizersOf(lambda: self.parameters.values())
-
-    @classmethod
-    def from_compressor(
-        cls,
-        compressor: Any,
-        new_config_list: list[dict],
-        total_steps: int | None = None,
-        evaluator: Any = None,
-        **kwargs: Any,
-    ) -> DynamicSparsePruner:
-        """Make this pruner on a model that ``compressor`` has wrapped; see nni's ``Compressor``."""
-        kwargs["total_steps"] = total_steps
-        return super().from_compressor(compressor, new_config_list, evaluator=evaluator, **kwargs)
 
     @property
     def explored(self) -> float:

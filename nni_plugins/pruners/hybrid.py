@@ -19,33 +19,30 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nni_plugins.channels import ChannelGraph, Plan
+from nni_plugins.channels import Plan
 from nni_plugins.pruners.bare import BareTarget, attach_bare, project
-from nni_plugins.pruners.base import GroupPruner
-from nni_plugins.pruners.config import checked_config, dummy_input_of
+from nni_plugins.pruners.config import check_whole, checked_config
 from nni_plugins.pruners.dense_gradients import OptimizersOf
-from nni_plugins.pruners.duration import KnownDuration, checked_steps
+from nni_plugins.pruners.duration import KnownDuration
 from nni_plugins.pruners.errors import PruningError
-from nni_plugins.pruners.exploration import Dims, exchanged, fitted, patterned, region, shares
+from nni_plugins.pruners.exploration import PAID_BACK, Exploration, Layer
 from nni_plugins.pruners.life import Masks
-from nni_plugins.pruners.live import compact_live
+from nni_plugins.pruners.live import averaged, compact_live
 from nni_plugins.pruners.patterns import Pattern, as_pattern, input_layout
-from nni_plugins.pruners.regrow import clear_state, drop_fraction, start_grown
+from nni_plugins.pruners.rebased import Rebased
+from nni_plugins.pruners.regrow import clear_state, start_grown
 from nni_plugins.pruners.schedule import Schedule, as_schedule
-from nni_plugins.pruners.scope import Resolved, make_pools, neighbourhoods, resolve
+from nni_plugins.pruners.scope import Resolved
 from nni_plugins.pruners.score import member_sums
-from nni_plugins.pruners.targets import TARGETS, latency_table
 from nni_plugins.pruners.weight_targets import WeightClaim, resolve_weights
 
 _logger = logging.getLogger(__name__)
 
-PAID_BACK = (0.8, 0.95)
-"""From when to when, as fractions of training, the weights above the budget go."""
 RAMP_TIMES = 20
 """How often channels go along the ramp, at most."""
 
 
-class HybridPruner(KnownDuration, GroupPruner):
+class HybridPruner(KnownDuration, Rebased):
     """Prune channels and exchange weights in one training run, and take dead channels out while it goes on.
 
     With an evaluator it is used as any pruner. In a training loop of one's own there is none: the pruner is given the
@@ -90,7 +87,7 @@ class HybridPruner(KnownDuration, GroupPruner):
     end_fraction : float
         Fraction of training after which no weights are exchanged.
     lasting : float
-        Fraction that is exchanged even after training has ended, for models that go on learning.
+        Fraction that is exchanged even after training has ended, for models that go on learning; not with a pattern.
     compact : float
         Take dead channels out as soon as that saves this fraction of the present MACs, and when the ramp ends; 0 for
         never. Never inside a distributed run either: call :meth:`compact` there where the model is not wrapped.
@@ -110,7 +107,9 @@ class HybridPruner(KnownDuration, GroupPruner):
     """
 
     needs_training = True
-    _kept_state: tuple[str, ...] = ("_dense", "_sizes", "_every", "_started", "_record", "compactions", "updates")
+    _kept_state: tuple[str, ...] = (
+        "_planned", "_every", "_started", "_record", "compactions", "updates",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -120,7 +119,6 @@ class HybridPruner(KnownDuration, GroupPruner):
         total_steps: int | None = None,
         existed_wrappers: Any = None,
         *,
-        dummy_input: Any = None,
         optimizer: torch.optim.Optimizer | Iterable[torch.optim.Optimizer] | None = None,
         averages: Iterable[nn.Module] = (),
         density: float = 0.5,
@@ -143,15 +141,13 @@ class HybridPruner(KnownDuration, GroupPruner):
             least = 1e-6 if name in ("density", "ramp_end") else 0.0
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= 1:
                 raise PruningError(f"{name} is {value!r}; it must be in {'(' if least else '['}0, 1]")
-        self._total = checked_steps("total_steps", total_steps)
-        self._every = checked_steps("update_every", update_every)
-        self.density, self.over_density, self.pattern = density, over_density, as_pattern(pattern)
-        self.ramp_end, self.alpha, self.end_fraction = ramp_end, alpha, end_fraction
-        self.lasting, self._compact_at, self.floor = lasting, compact, floor
+        check_whole("total_steps", total_steps, optional=True)
+        check_whole("update_every", update_every, optional=True)
+        self._total, self._every = total_steps, update_every
+        self.exploration = Exploration(density, over_density, as_pattern(pattern), alpha, end_fraction, lasting)
+        self.ramp_end, self._compact_at, self.floor = ramp_end, compact, floor
         self.averages = list(averages)
         self._given_schedule = None if schedule is None else as_schedule(schedule)
-        self._exact_only = kwargs.get("exact_only", True)
-        self._dummy_input = dummy_input_of(dummy_input, evaluator)
         self._own = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer or [])
         if self._own and evaluator is not None:
             raise PruningError("give an evaluator, or the optimizer of a loop of your own, not both")
@@ -161,28 +157,15 @@ class HybridPruner(KnownDuration, GroupPruner):
         self._started = False
         self._weights: list[WeightClaim] = resolve_weights(model, checked_config(config_list))
         super().__init__(
-            model, config_list, evaluator, existed_wrappers, dummy_input=self._dummy_input, scope=scope,
-            schedule=self._given_schedule, **kwargs,
-        )  # fmt: skip
+            model, config_list, evaluator, existed_wrappers, scope=scope, schedule=self._given_schedule, **kwargs
+        )
         self._fused = bool(existed_wrappers)
         self._layouts = {claim.name: input_layout(model.get_submodule(claim.module)) for claim in self._weights}
-        self._dense, self._sizes = self._costs(), {group.name: group.size for group in self.graph.groups}
+        self._remember_dense()
+        self._planned = float(self.graph.cost().macs)
         self._optimizers = OptimizersOf(lambda: (t for t in self.parameters.values() if t is not None))
         if self._own:
             self._refuse_unreachable()
-
-    @classmethod
-    def from_compressor(
-        cls,
-        compressor: Any,
-        new_config_list: list[dict],
-        total_steps: int | None = None,
-        evaluator: Any = None,
-        **kwargs: Any,
-    ) -> HybridPruner:
-        """Make this pruner on a model that ``compressor`` has wrapped; see nni's ``Compressor``."""
-        kwargs["total_steps"] = total_steps
-        return super().from_compressor(compressor, new_config_list, evaluator=evaluator, **kwargs)
 
     # -- places of masks ---------------------------------------------------------------------------------------------
 
@@ -245,7 +228,7 @@ class HybridPruner(KnownDuration, GroupPruner):
 
     def _after_step(self) -> None:
         self._step += 1
-        if self.finished and not self.lasting:
+        if self.finished and not self.exploration.lasting:
             self._project()
             return
         self._look_for_duration()
@@ -259,7 +242,7 @@ class HybridPruner(KnownDuration, GroupPruner):
             self._explore()
         self._project()
         if time is not None and self._compact_at and not self._distributed():
-            saved = 1 - self.plan.cost().macs / max(self.graph.cost().macs, 1)
+            saved = 1 - self.plan.cost().macs / max(self._planned, 1)  # what could not go then is not tried again
             if saved >= self._compact_at or (saved > 0 and time == schedule.times):
                 self.compact()
         self.finished = self._step >= self._total_steps()
@@ -270,22 +253,18 @@ class HybridPruner(KnownDuration, GroupPruner):
         if self._started or self._total is None:
             return
         self._started = True
-        alive = {claim.name: self._alive(claim.name) for claim in self._weights}
-        weights = self._live_weights()
-        if self.density + self.over_density < 1:
-            counts = shares(weights, alive, self._density_now())
-            for name, weight in weights.items():
-                space = self._targets[name]
-                active = torch.ones_like(weight) if space.mask is None else space.mask
-                space.mask = fitted(weight, active, counts[name], region(weight, alive[name])).to(weight)
+        self._set_weights(self.exploration.masks(self._layers(), None, self._step, self._total))
         self._project()
 
-    def _live_weights(self) -> dict[str, Tensor]:
-        live = {claim.name: self._targets[claim.name].target for claim in self._weights if claim.name in self._targets}
-        return {name: weight for name, weight in live.items() if weight is not None and weight.dim() > 1}
-
-    def _alive(self, name: str) -> Dims:
-        return {dim: torch.as_tensor(kept) for dim, kept in self.plan.dimensions(name).items()}
+    def _layers(self) -> dict[str, Layer]:
+        """What single weights are chosen of."""
+        layers = {}
+        for claim in self._weights:
+            space = self._targets.get(claim.name)
+            if space is not None and space.target is not None and space.target.dim() > 1:
+                alive = {dim: torch.as_tensor(kept) for dim, kept in self.plan.dimensions(claim.name).items()}
+                layers[claim.name] = Layer(space.target, space.mask, alive, self._layouts[claim.name])
+        return layers
 
     def _distributed(self) -> bool:
         group = torch.distributed
@@ -314,11 +293,6 @@ class HybridPruner(KnownDuration, GroupPruner):
         paid = max(1, int(PAID_BACK[1] * self._total_steps()))
         return (paid, max(paid, self._active_schedule().total_steps), self._total_steps())
 
-    def _density_now(self) -> float:
-        first, last = (fraction * self._total_steps() for fraction in PAID_BACK)
-        left = min(1.0, max(0.0, (last - self._step) / max(last - first, 1e-9)))
-        return min(1.0, self.density + self.over_density * left)
-
     # -- channels ----------------------------------------------------------------------------------------------------
 
     def _scores(self) -> dict[str, Tensor]:
@@ -338,78 +312,39 @@ class HybridPruner(KnownDuration, GroupPruner):
             scores[group.name] = total
         return scores
 
-    def _current_settings(self, fraction: float) -> dict[str, dict[str, Any]]:
-        """The settings, told of the model as it was at first, in terms of what is left of it."""
-        current = super()._current_settings(fraction)
-        for setting in current.values():
-            if setting["max_sparse_ratio"] is None:
-                setting["max_sparse_ratio"] = max(1 - self.floor, setting["min_sparse_ratio"] or 0.0)
-        return self._in_terms_of_now(current)
-
-    def _asked_settings(self) -> dict[str, float | None]:
-        final = self._current_settings(1.0)
-        return {name: setting["sparse_ratio"] for name, setting in final.items()}
-
-    def _in_terms_of_now(self, settings: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        sizes = {group.name: group.size for group in self.graph.groups}
-        now = self._costs()
-        for key, claims in self.resolved.pool_keys().items():
-            left = self._dense.get(str(key), now[str(key)]) / max(now[str(key)], 1e-12)
-            for claim in claims:
-                name, setting = claim.group.name, settings[claim.group.name]
-                if setting["sparse_ratio"] is not None:
-                    setting["sparse_ratio"] = max(0.0, 1 - (1 - setting["sparse_ratio"]) * left)
-                grown = self._sizes.get(name, sizes[name]) / sizes[name]
-                for bound in ("min_sparse_ratio", "max_sparse_ratio"):
-                    if setting[bound] is not None:
-                        setting[bound] = max(0.0, 1 - (1 - setting[bound]) * grown)
-        return settings
-
-    def _costs(self) -> dict[str, float]:
-        """What each pool of groups costs as the graph is, by the pool's key."""
-        settings = {name: {"sparse_ratio": 0.0} for name in self._claimed}
-        pools = make_pools(self.resolved, settings, scope=self.scope, classes=self._classes, latency=self.latency)
-        keys = self.resolved.pool_keys()
-        return {str(key): TARGETS[self.target](self.graph, {}, pool) for key, pool in zip(keys, pools, strict=True)}
-
     # -- weights -----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def _explore(self) -> None:
         """Exchange weights, or fit them to the density and pattern of the end."""
-        density = self._density_now()
-        if density >= 1 and self.pattern is None:
-            return
-        total, weights = self._total_steps(), self._live_weights()
-        fraction = drop_fraction(self._step, max(1, int(self.end_fraction * total)), self.alpha)
-        fraction = max(fraction, self.lasting)
-        alive = {name: self._alive(name) for name in weights}
-        counts = shares(weights, alive, density)
-        settled = self.pattern is not None and self._step >= self._ends()[1]
-        for name, weight in weights.items():
-            space, inside = self._targets[name], region(weight, alive[name])
-            old = torch.ones_like(weight) if space.mask is None else space.mask
-            if settled and self.pattern is not None:
-                new = patterned(weight, old, counts[name], alive[name], self.pattern, self._layouts[name])
-            elif fraction and density < 1:
-                gradient = self._gradient(name, weight)
-                if gradient is None:
-                    return  # of a step that was not finite: the next update makes up for it
-                new = exchanged(weight, old, gradient, counts[name], inside, fraction)
-            else:
-                new = fitted(weight, old, counts[name], inside)
-            where = start_grown(weight, old, new)
-            for optimizer in self._trainers():
-                clear_state(optimizer, weight, where)
-            space.mask = new.to(weight)
-        self.updates += bool(fraction)
+        total, layers = self._total_steps(), self._layers()
+        settled = self._step >= self._ends()[1]
+        gradients = None
+        if self.exploration.exchanged_at(self._step, total) and not (settled and self.exploration.pattern):
+            gradients = self._gradients(layers)
+        self._set_weights(self.exploration.masks(layers, gradients, self._step, total, settled=settled))
+        self.updates += gradients is not None
 
-    def _gradient(self, name: str, weight: Tensor) -> Tensor | None:
-        if weight.grad is None:
-            if not weight.requires_grad:
-                return torch.zeros_like(weight)
-            raise PruningError(f"{name} has no gradient; call step() after optimizer.step() and before zero_grad()")
-        return weight.grad if torch.isfinite(weight.grad).all() else None
+    def _set_weights(self, masks: Mapping[str, Tensor]) -> None:
+        for name, new in masks.items():
+            space = self._targets[name]
+            weight = space.target
+            assert weight is not None
+            if space.mask is not None:
+                where = start_grown(weight, space.mask, new)
+                for optimizer in self._trainers():
+                    clear_state(optimizer, weight, where)
+            space.mask = new.to(weight)
+
+    def _gradients(self, layers: Mapping[str, Layer]) -> dict[str, Tensor] | None:
+        """Gradients by layer; None where one is not finite, as in a step that a GradScaler skips."""
+        found = {}
+        for name, layer in layers.items():
+            gradient = layer.weight.grad if layer.weight.requires_grad else torch.zeros_like(layer.weight)
+            if gradient is None:
+                raise PruningError(f"{name} has no gradient; call step() after optimizer.step() and before zero_grad()")
+            found[name] = gradient
+        return found if all(torch.isfinite(gradient).all() for gradient in found.values()) else None
 
     def _trainers(self) -> list[torch.optim.Optimizer]:
         if self._own:
@@ -437,27 +372,22 @@ class HybridPruner(KnownDuration, GroupPruner):
     def _rewire(self, masks: Mapping[str, Tensor | None]) -> None:
         """Watch the model that is left, and go on with it."""
         model = self.bound_model
-        self.graph = ChannelGraph.watch(model, self._dummy_input)
         try:
-            self.resolved = resolve(model, self.config_list, self.graph, exact_only=self._exact_only)
+            self._look(model, self.config_list)
         except PruningError as error:  # no channel that could still go
             _logger.info("HybridPruner: %s", error)
             self.resolved = Resolved((), self.resolved.settings, self.resolved.selected)
-        self._classes = neighbourhoods(model, self.graph)
-        if self.target == "latency":
-            self.latency = latency_table(self.graph, model, self._dummy_input, None)
-        names = {m.name for c in self.resolved.claims for m in c.group.members if not self.graph.is_buffer[m.name]}
         known = set(dict(model.named_parameters()))
         self._weights = [claim for claim in self._weights if claim.name in known]
-        self._targets: dict[str, BareTarget] = attach_bare(
-            model, [n for n in dict.fromkeys([*sorted(names), *masks, *(c.name for c in self._weights)]) if n in known],
-            self.graph.aliases, {},
-        )  # fmt: skip
+        names = dict.fromkeys([*self._reached(), *masks, *(claim.name for claim in self._weights)])
+        held = [name for name in names if name in known]
+        self._targets: dict[str, BareTarget] = attach_bare(model, held, self.graph.aliases, {})
         for name, mask in masks.items():
             if name in self._targets and mask is not None and bool((mask == 0).any()):
                 self._targets[name].mask = mask
         self._expose_settings()
         self.plan = Plan(self.graph, {name: ~gone for name, gone in self._dead_units().items()})
+        self._planned = float(self.plan.cost().macs)
 
     # -- state -------------------------------------------------------------------------------------------------------
 
@@ -490,7 +420,7 @@ class HybridPruner(KnownDuration, GroupPruner):
         own = isinstance(state, Mapping) and state.get("pruner") == type(self).__name__ and "attributes" in state
         record = state["attributes"].get("_record") if own else None
         if record and not self._record:
-            for model in (self.bound_model, *(getattr(copy, "module", copy) for copy in self.averages)):
+            for model in (self.bound_model, *map(averaged, self.averages)):
                 restore(model, {key: dict(v) if isinstance(v, dict) else v for key, v in record.items()})
             saved = {
                 f"{module}.{name}" if module else name: mask

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from nni_plugins.channels import ChannelGraph, Plan
 from nni_plugins.channels.plan import mask_of
+from nni_plugins.pruners.checkpoint import Planned
 from nni_plugins.pruners.config import check_choice, checked_config, dummy_input_of
 from nni_plugins.pruners.errors import BudgetError, PruningError
 from nni_plugins.pruners.life import Masks, PrunerBase
@@ -26,7 +27,7 @@ from nni_plugins.pruners.weight_targets import WeightClaim, resolve_weights
 from nni_plugins.pruners.wrapping import attach_targets
 
 
-class KernelPruner(PrunerBase):
+class KernelPruner(Planned, PrunerBase):
     """Base of the pruners that remove kernels of convolutions, and single weights of linear layers.
 
     Parameters
@@ -72,7 +73,7 @@ class KernelPruner(PrunerBase):
         From ``compress``: the budget cannot be met.
     """
 
-    _kept_state: tuple[str, ...] = ("scores", "_kept_units")
+    _kept_state: tuple[str, ...] = ("scores",)
 
     def __init__(
         self,
@@ -194,16 +195,8 @@ class KernelPruner(PrunerBase):
             return self._target(name)
         module, _, parameter = name.rpartition(".")
         owner = self.bound_model.get_submodule(module)
-        return getattr(getattr(owner, "_nni_wrapper", owner), parameter, None) or getattr(owner, parameter)
-
-    @property
-    def _kept_units(self) -> dict[str, list[int]]:
-        """The plan as plain numbers, for checkpoints."""
-        return {name: units.tolist() for name, units in self.plan.kept.items()}
-
-    @_kept_units.setter
-    def _kept_units(self, kept: dict[str, list[int]]) -> None:
-        self.plan = Plan(self.graph, kept)
+        held = getattr(getattr(owner, "_nni_wrapper", owner), parameter, None)
+        return getattr(owner, parameter) if held is None else held
 
     # -- choosing ------------------------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from nni_plugins.channels import ChannelGroup, Member
 from nni_plugins.pruners.base import GroupPruner
+from nni_plugins.pruners.config import check_whole
 from nni_plugins.pruners.errors import BudgetError, PruningError
 from nni_plugins.pruners.gates import LIMIT, START, Gating, HardConcrete, open_probability
 from nni_plugins.pruners.lagrangian import Lagrangian
@@ -91,6 +92,7 @@ class L0Pruner(GroupPruner):
     ):
         if evaluator is None:
             raise PruningError("L0Pruner trains its gates along with the model, so it needs an evaluator")
+        check_whole("training_steps", training_steps)
         if not isinstance(warmup, (int, float)) or not 0 <= warmup <= 1:
             raise PruningError(f"warmup is {warmup!r}; it must be a fraction of the steps, in [0, 1]")
         if kwargs.pop("schedule", None) is not None:
@@ -114,19 +116,6 @@ class L0Pruner(GroupPruner):
         self.gate_rate = gate_rate or min(max(20 / training_steps, 0.01), 0.5)
         self.optimizer = torch.optim.Adam([self.gates.log_alpha], betas=(0.9, 0.99), foreach=False)
         self._probe = LossProbe()
-
-    @classmethod
-    def from_compressor(
-        cls,
-        compressor: Any,
-        new_config_list: list[dict],
-        training_steps: int = 1000,
-        evaluator: Any = None,
-        **kwargs: Any,
-    ) -> L0Pruner:
-        """Make this pruner on a model that ``compressor`` has wrapped; see nni's ``Compressor``."""
-        kwargs["training_steps"] = training_steps
-        return super().from_compressor(compressor, new_config_list, evaluator=evaluator, **kwargs)
 
     # -- gates and budget ----------------------------------------------------------------------------------------
 

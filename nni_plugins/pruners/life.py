@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 Masks = dict[str, dict[str, Tensor]]
+_POSITIONAL = inspect.Parameter.POSITIONAL_OR_KEYWORD
+_GIVEN_BY_NNI = ("self", "model", "config_list", "evaluator", "existed_wrappers")
 
 
 class PrunerBase(Checkpointed, Pruner):
@@ -78,8 +80,23 @@ class PrunerBase(Checkpointed, Pruner):
 
     @classmethod
     def from_compressor(cls, compressor: Any, new_config_list: list[dict], *args: Any, **kwargs: Any) -> Any:
-        """Make this pruner on a model that ``compressor`` has wrapped, and fuse with it; see nni's ``Compressor``."""
-        new = super().from_compressor(compressor, new_config_list, *args, **kwargs)
+        """Make this pruner on a model that ``compressor`` has wrapped, and fuse with it; see nni's ``Compressor``.
+
+        Parameters
+        ----------
+        compressor : nni Compressor
+            What the model is wrapped by; its evaluator is taken over.
+        new_config_list : list of dict
+            Of this pruner.
+        *args, **kwargs
+            The method's own, in the order of its constructor (such as ``training_steps``), and last ``evaluator``,
+            which counts where ``compressor`` has none.
+        """
+        own = inspect.signature(cls.__init__).parameters
+        names = [n for n, item in own.items() if item.kind is _POSITIONAL and n not in _GIVEN_BY_NNI]
+        places = inspect.Signature([inspect.Parameter(name, _POSITIONAL) for name in (*names, "evaluator")])
+        given = places.bind_partial(*args).arguments
+        new = super().from_compressor(compressor, new_config_list, **given, **kwargs)
         for other in new.fused_compressors[1:]:
             if not (new.fusible and getattr(other, "fusible", True)):
                 blunt = new if not new.fusible else other

@@ -60,7 +60,7 @@ def compact_live(
     assert speedup.plan is not None
     slices = speedup.plan.slices()
     for copy in copies:
-        inner = copy.module if hasattr(copy, "module") and isinstance(copy.module, nn.Module) else copy
+        inner = averaged(copy)
         ModelSpeedup(inner, dummy_input, speedup.plan.masks(inner), exact_only=exact_only, verify=False).speedup_model()
     result: dict[str, Tensor | None] = {}
     for name, mask in (masks or {}).items():
@@ -69,3 +69,9 @@ def compact_live(
             mask if mask is None or not index else sliced(mask, {d: k.to(mask.device) for d, k in index.items()})
         )
     return result
+
+
+def averaged(copy: nn.Module) -> nn.Module:
+    """The model that an ``AveragedModel`` holds, or the copy itself."""
+    inner = getattr(copy, "module", None)
+    return inner if isinstance(inner, nn.Module) else copy

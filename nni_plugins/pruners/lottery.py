@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from nni_plugins.pruners.config import check_choice, checked_config, dummy_input_of
+from nni_plugins.pruners.config import check_choice, check_whole, checked_config, dummy_input_of
 from nni_plugins.pruners.errors import PruningError
 from nni_plugins.pruners.evaluators import optimizers_of, schedulers_of, usual_duration
 from nni_plugins.pruners.life import Masks, PrunerBase
@@ -104,13 +104,9 @@ class LotteryTicketPruner(PrunerBase):
         check_choice("rewind", rewind, ("weights", "learning_rate", None))
         if evaluator is None:
             raise PruningError("LotteryTicketPruner trains several times, so it needs an evaluator")
-        for name, value, least in (
-            ("total_steps", total_steps, 1),
-            ("rewind_step", rewind_step, 0),
-            ("rounds", rounds, 1),
-        ):
-            if value is not None and (isinstance(value, bool) or not hasattr(value, "__index__") or value < least):
-                raise PruningError(f"{name} is {value!r}; it must be a whole number, at least {least}")
+        check_whole("total_steps", total_steps, optional=True)
+        check_whole("rewind_step", rewind_step, 0)
+        check_whole("rounds", rounds, optional=True)
         if total_steps is not None and rewind_step >= total_steps:
             raise PruningError(
                 f"rewind_step is {rewind_step}, and a training has {total_steps} steps; it must be fewer"
@@ -146,19 +142,6 @@ class LotteryTicketPruner(PrunerBase):
         if kwargs.get("density") not in (None, "global") and scope == "global":
             scope = "local"
         return MagnitudeWeightPruner(model, config, evaluator, wrappers, scope=scope, **kwargs)
-
-    @classmethod
-    def from_compressor(
-        cls,
-        compressor: Any,
-        new_config_list: list[dict],
-        total_steps: int | None = None,
-        evaluator: Any = None,
-        **kwargs: Any,
-    ) -> LotteryTicketPruner:
-        """Refused, since training several times cannot be fused; see nni's ``Compressor``."""
-        kwargs["total_steps"] = total_steps
-        return super().from_compressor(compressor, new_config_list, evaluator=evaluator, **kwargs)
 
     def _plan_rounds(self, fraction: float, rounds: int | None) -> tuple[int, list[float]]:
         """How many rounds there are, and which fraction of the final sparsity is gone after each."""

@@ -19,6 +19,7 @@ from nni.compression.utils.evaluator import ForwardHook
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from nni_plugins.pruners.config import check_whole
 from nni_plugins.pruners.errors import PruningError
 from nni_plugins.pruners.kernels import KernelPruner
 from nni_plugins.pruners.life import Masks
@@ -99,6 +100,7 @@ class SynapticStrengthPruner(KernelPruner):
         schedule: Schedule | str | dict | None = None,
         **kwargs: Any,
     ):
+        check_whole("training_steps", training_steps, 0)
         if not penalty >= 0 or not rate > 0:
             raise PruningError(f"penalty is {penalty} and rate {rate}; they must be at least 0, and above 0")
         self.needs_training = evaluator is not None and training_steps > 0
@@ -114,19 +116,6 @@ class SynapticStrengthPruner(KernelPruner):
         )
         self.optimizer = torch.optim.SGD([s.strength for s in self.strengths.values()], lr=rate, momentum=0.9)
         self._probe = LossProbe()
-
-    @classmethod
-    def from_compressor(
-        cls,
-        compressor: Any,
-        new_config_list: list[dict],
-        training_steps: int = 1000,
-        evaluator: Any = None,
-        **kwargs: Any,
-    ) -> SynapticStrengthPruner:
-        """Make this pruner on a model that ``compressor`` has wrapped; see nni's ``Compressor``."""
-        kwargs["training_steps"] = training_steps
-        return super().from_compressor(compressor, new_config_list, evaluator=evaluator, **kwargs)
 
     # -- strengths -----------------------------------------------------------------------------------------------
 

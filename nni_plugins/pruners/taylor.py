@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from nni_plugins.channels import ChannelGroup, Member
 from nni_plugins.pruners.base import GroupPruner
+from nni_plugins.pruners.config import check_whole
 from nni_plugins.pruners.errors import PruningError
 from nni_plugins.pruners.gradients import OutputGradients, WeightGradients
 from nni_plugins.pruners.schedule import Schedule, as_schedule
@@ -82,9 +83,8 @@ class TaylorPruner(GroupPruner):
             raise PruningError(f"variant is {variant!r}; it must be one of {', '.join(VARIANTS)}")
         if order not in (1, 2) or (order == 2 and variant == "activation"):
             raise PruningError(f"order is {order} with variant {variant!r}; it must be 1, or 2 for weight and gate")
-        for name, value in (("training_steps", training_steps), ("probes", probes)):
-            if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
-                raise PruningError(f"{name} is {value!r}; it must be a whole number, at least 1")
+        check_whole("training_steps", training_steps)
+        check_whole("probes", probes)
         if isinstance(momentum, bool) or not isinstance(momentum, (int, float)) or not 0 <= momentum < 1:
             raise PruningError(f"momentum is {momentum!r}; it must be a number in [0, 1)")
         if evaluator is None:
@@ -99,19 +99,6 @@ class TaylorPruner(GroupPruner):
         super().__init__(model, config_list, evaluator, existed_wrappers, schedule=when, **kwargs)
         self._sites = {group.name: self._gate_sites(group) for group in self.groups}
         self._collector = self._make_collector()
-
-    @classmethod
-    def from_compressor(
-        cls,
-        compressor: Any,
-        new_config_list: list[dict],
-        training_steps: int = 30,
-        evaluator: Any = None,
-        **kwargs: Any,
-    ) -> TaylorPruner:
-        """Make this pruner on a model that ``compressor`` has wrapped; see nni's ``Compressor``."""
-        kwargs["training_steps"] = training_steps
-        return super().from_compressor(compressor, new_config_list, evaluator=evaluator, **kwargs)
 
     def _gate_sites(self, group: ChannelGroup) -> list[Member]:
         """Members that a gate would multiply: the norms', which come after the producers, or the producers'."""

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nni_plugins.pruners.config import check_whole
 from nni_plugins.pruners.errors import PruningError
 from nni_plugins.pruners.schedule import Schedule, as_schedule
 from nni_plugins.pruners.weights import WeightPruner
@@ -57,25 +58,13 @@ class GradientWeightPruner(WeightPruner):
     ):
         if evaluator is None:
             raise PruningError("GradientWeightPruner reads gradients of training, so it needs an evaluator")
+        check_whole("training_steps", training_steps)
         self.training_steps = training_steps
         self._sums: dict[str, Tensor] = {}
         self._count = 0
         self._before: dict[str, Tensor] = {}
         when = as_schedule(schedule) if schedule is not None else Schedule(interval_steps=training_steps)
         super().__init__(model, config_list, evaluator, existed_wrappers, schedule=when, **kwargs)
-
-    @classmethod
-    def from_compressor(
-        cls,
-        compressor: Any,
-        new_config_list: list[dict],
-        training_steps: int = 30,
-        evaluator: Any = None,
-        **kwargs: Any,
-    ) -> GradientWeightPruner:
-        """Make this pruner on a model that ``compressor`` has wrapped; see nni's ``Compressor``."""
-        kwargs["training_steps"] = training_steps
-        return super().from_compressor(compressor, new_config_list, evaluator=evaluator, **kwargs)
 
     def _watch_training(self, evaluator: Any) -> None:
         # the weights before a step are known before it, the gradients (Lightning's are made in the step) after it

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nni_plugins.speedup.checked_file import CompactFileError
     from nni_plugins.speedup.mask_updaters import MASK_UPDATERS
     from nni_plugins.speedup.model_speedup import ModelSpeedup
     from nni_plugins.speedup.optimizer import fit_optimizer
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     from nni_plugins.speedup.replacers import REPLACERS
     from nni_plugins.speedup.report import SpeedupReport
     from nni_plugins.speedup.sparse import load_sparse, save_sparse, sparse_bytes
-    from nni_plugins.speedup.storage import CompactFileError, load_compact, save_compact
+    from nni_plugins.speedup.storage import load_compact, save_compact
 
 __all__ = [
     "MASK_UPDATERS",
@@ -33,7 +34,7 @@ __all__ = [
 _HOMES = {
     "ModelSpeedup": "model_speedup",
     "SpeedupReport": "report",
-    "CompactFileError": "storage",
+    "CompactFileError": "checked_file",
     "fit_optimizer": "optimizer",
     "load_compact": "storage",
     "save_compact": "storage",

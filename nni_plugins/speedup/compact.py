@@ -13,8 +13,8 @@ from nni_plugins.channels.flexible import exchange
 from nni_plugins.channels.plan import Plan
 from nni_plugins.channels.skeleton import layout_of, resized
 from nni_plugins.channels.stand_in import stand_in
-from nni_plugins.speedup.flow import as_numpy
 from nni_plugins.speedup.masked_run import under
+from nni_plugins.speedup.masks import as_numpy
 
 
 class Compaction:

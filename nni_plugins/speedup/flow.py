@@ -14,6 +14,7 @@ import torch
 from nni_plugins.channels.call import Contraction, Info, Operator, Written
 from nni_plugins.channels.graph import ChannelGraph
 from nni_plugins.channels.labels import Array
+from nni_plugins.speedup.masks import unmasked
 
 Masks = Mapping[str, torch.Tensor]
 
@@ -397,21 +398,6 @@ class Flow:
         for info in (*operator.outputs, *inside):
             self._state(info)
             self._kill(info, gone)
-
-
-def unmasked(mask: torch.Tensor) -> Array:
-    """Return which entries a mask keeps, over the first two dimensions: a kernel is alive if any of it is."""
-    alive = as_numpy(mask) != 0  # many times faster than torch's
-    if alive.ndim <= 2:
-        return np.asarray(alive)
-    positions = alive.reshape(*alive.shape[:2], -1)
-    return np.asarray(np.logical_or.reduce([positions[:, :, place] for place in range(positions.shape[2])]))
-
-
-def as_numpy(mask: torch.Tensor) -> Array:
-    """Return a mask as a NumPy array, without a copy where there need not be one."""
-    mask = mask.detach().cpu()
-    return np.asarray(mask.float() if mask.dtype == torch.bfloat16 else mask)
 
 
 def _reaches(pattern: Array | None, blocked: Array | None, outputs: int, inputs: int, groups: int) -> Array:

@@ -21,7 +21,8 @@ from nni_plugins.channels.graph import ChannelGraph, ChannelGroup, Member
 from nni_plugins.channels.labels import Array
 from nni_plugins.channels.plan import Plan
 from nni_plugins.channels.removal import Removal
-from nni_plugins.speedup.flow import Flow, Masks, unmasked
+from nni_plugins.speedup.flow import Flow, Masks
+from nni_plugins.speedup.masks import unmasked
 from nni_plugins.speedup.whole import masked_blocks, passed_blocks
 
 

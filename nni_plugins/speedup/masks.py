@@ -246,3 +246,18 @@ def unbake(model: nn.Module, before: Mapping[str, torch.Tensor]) -> None:
     parameters = dict(model.named_parameters())
     for name, data in before.items():
         parameters[name].data.copy_(data)
+
+
+def unmasked(mask: torch.Tensor) -> np.ndarray:
+    """Return which entries a mask keeps, over the first two dimensions: a kernel is alive if any of it is."""
+    alive = as_numpy(mask) != 0  # many times faster than torch's
+    if alive.ndim <= 2:
+        return np.asarray(alive)
+    positions = alive.reshape(*alive.shape[:2], -1)
+    return np.asarray(np.logical_or.reduce([positions[:, :, place] for place in range(positions.shape[2])]))
+
+
+def as_numpy(mask: torch.Tensor) -> np.ndarray:
+    """Return a mask as a NumPy array, without a copy where there need not be one."""
+    mask = mask.detach().cpu()
+    return np.asarray(mask.float() if mask.dtype == torch.bfloat16 else mask)

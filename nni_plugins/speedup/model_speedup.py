@@ -22,10 +22,9 @@ from nni_plugins.speedup import fold, record
 from nni_plugins.speedup.activations import with_activations
 from nni_plugins.speedup.compact import Compaction
 from nni_plugins.speedup.divided import without_divisors
-from nni_plugins.speedup.flow import unmasked
 from nni_plugins.speedup.infer import MaskInference
 from nni_plugins.speedup.masked_run import masks_in_force
-from nni_plugins.speedup.masks import activation_masks, bake, parameter_masks, read_masks, unbake
+from nni_plugins.speedup.masks import activation_masks, bake, parameter_masks, read_masks, unbake, unmasked
 from nni_plugins.speedup.nodes import build_nodes
 from nni_plugins.speedup.proof import Proof
 from nni_plugins.speedup.replacement import Replacement

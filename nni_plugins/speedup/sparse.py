@@ -18,11 +18,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from nni_plugins.speedup.storage import CompactFileError, _checksum
+from nni_plugins.speedup.checked_file import (
+    CompactFileError,
+    pack_bits,
+    read_checked,
+    unpack_bits,
+    write_checked,
+)
 
 FORMAT = "nni-plugins sparse weights"
 VERSION = 1
@@ -94,11 +98,7 @@ def save_sparse(model_or_state: nn.Module | Mapping[str, Tensor], masks: Masks |
     """
     stored, text, report = _encode(model_or_state, masks)
     path = Path(path)
-    text["checksum"] = _checksum(stored, text)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    save_file(stored, partial, metadata=text)
-    partial.replace(path)
+    write_checked(path, stored, text)
     return SparseFile(path, report.bytes, report.dense_bytes, report.tensors)
 
 
@@ -132,7 +132,7 @@ def load_sparse(path: str | Path, model: nn.Module | None = None, *, device: Any
         If there is no such file.
     """
     path = Path(path)
-    tensors, text = _read(path)
+    tensors, text = read_checked(path, "sparse weights", FORMAT, [str(VERSION)])
     state: dict[str, Tensor] = {}
     alive: dict[str, Tensor] = {}
     for name, entry in json.loads(text["tensors"]).items():
@@ -261,19 +261,6 @@ def _smallest(tensor: Tensor, mask: Tensor | None) -> tuple[dict[str, Tensor], s
     return forms[form], form, density
 
 
-def pack_bits(flat: Tensor) -> Tensor:
-    """Truth values [n] as uint8 [⌈n/8⌉], the first one lowest."""
-    bits = torch.zeros((flat.numel() + 7) // 8 * 8, dtype=torch.uint8)
-    bits[: flat.numel()] = flat
-    return (bits.view(-1, 8) << torch.arange(8, dtype=torch.uint8)).sum(dim=1).to(torch.uint8)
-
-
-def unpack_bits(packed: Tensor, count: int) -> Tensor:
-    """What :func:`pack_bits` packed: bool [count]."""
-    bits = (packed.unsqueeze(1) >> torch.arange(8, dtype=torch.uint8)) & 1
-    return bits.flatten()[:count].bool()
-
-
 def _gaps(flat: Tensor) -> Tensor:
     """How many entries lie between each that is left and the one before, in the smallest integers that hold them."""
     where = flat.nonzero().flatten()
@@ -303,22 +290,3 @@ def _decode(tensors: Mapping[str, Tensor], name: str, entry: Mapping[str, Any]) 
         alive = unpack_bits(where, out.numel())
     out.view(-1)[alive] = values
     return out, alive.view(shape)
-
-
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            text = file.metadata() or {}
-            if text.get("format") != FORMAT:
-                raise CompactFileError(f"{path}: a safetensors file, but not sparse weights of nni-plugins")
-            if text.get("version") != str(VERSION):
-                raise CompactFileError(f"{path}: format version {text.get('version')}; this release reads {VERSION}")
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError, UnicodeDecodeError) as error:
-        raise CompactFileError(f"{path}: damaged, or no sparse weights: {str(error).splitlines()[0]}") from None
-    checksum = text.pop("checksum", "")
-    if checksum != _checksum(tensors, text):
-        raise CompactFileError(f"{path}: damaged: its content does not match its checksum")
-    return tensors, text

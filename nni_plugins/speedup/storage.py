@@ -7,8 +7,6 @@ stored as their nonzero values and a bitmask, where that is smaller.
 
 from __future__ import annotations
 
-import ctypes
-import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 
 from nni_plugins.channels.preserve import drop_caches
+from nni_plugins.speedup.checked_file import CompactFileError, pack_bits, read_checked, unpack_bits, write_checked
 from nni_plugins.speedup.record import record_of, restore
 
 FORMAT = "nni-plugins compact model"
@@ -28,10 +25,6 @@ VERSION = 3
 _READS = ("1", "2", "3")  # 1 had no modules with a forward of flexible width, 2 none that were removed
 _PLAN = "plan/"
 _BITS = "bits/"
-
-
-class CompactFileError(ValueError):
-    """A file that is no compact model, is damaged, or does not fit the model that it is loaded into."""
 
 
 @dataclass(frozen=True)
@@ -110,11 +103,7 @@ def save_compact(compact: nn.Module, path: str | Path) -> SavedFile:
         "blocks": json.dumps(record["blocks"]),
         "sparse": json.dumps(sparse),
     }
-    text["checksum"] = _checksum(tensors, text)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    save_file(tensors, partial, metadata=text)
-    partial.replace(path)
+    write_checked(path, tensors, text)
     return SavedFile(path, path.stat().st_size, dense_bytes, density)
 
 
@@ -143,7 +132,8 @@ def load_compact(path: str | Path, build_model: Callable[[], nn.Module], *, devi
         If there is no such file.
     """
     path = Path(path)
-    tensors, text = _read(path, device)
+    tensors, text = read_checked(path, "a compact model", FORMAT, _READS)
+    tensors = {key: tensor.to(device) for key, tensor in tensors.items()}
     model = build_model()
     shapes = json.loads(text["shapes"])
     _check_builder(model, shapes, path)
@@ -219,56 +209,19 @@ def _fill(model: nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
             target.data = tensor.clone()
 
 
-def _read(path: Path, device: Any) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            text = file.metadata() or {}
-            if text.get("format") != FORMAT:
-                raise CompactFileError(f"{path}: a safetensors file, but not a compact model of nni-plugins")
-            if text.get("version") not in _READS:
-                raise CompactFileError(f"{path}: format version {text.get('version')}; this release reads {VERSION}")
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError, UnicodeDecodeError) as error:
-        raise CompactFileError(f"{path}: damaged, or not a compact model: {str(error).splitlines()[0]}") from None
-    checksum = text.pop("checksum", "")
-    if checksum != _checksum(tensors, text):
-        raise CompactFileError(f"{path}: damaged: its content does not match its checksum")
-    return {key: tensor.to(device) for key, tensor in tensors.items()}, text
-
-
-def _checksum(tensors: dict[str, torch.Tensor], text: dict[str, str]) -> str:
-    digest = hashlib.sha256()
-    for key in sorted(text):
-        digest.update(f"{key}={text[key]}\n".encode())
-    for key in sorted(tensors):
-        tensor = tensors[key].contiguous()
-        digest.update(f"{key}:{tensor.dtype}:{list(tensor.shape)}\n".encode())
-        size = tensor.numel() * tensor.element_size()
-        if size:
-            digest.update((ctypes.c_char * size).from_address(tensor.data_ptr()))
-    return digest.hexdigest()
-
-
 def _pack(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
     """Return the nonzero values and a bitmask (8 entries a byte, first entry lowest), where that is smaller."""
     if not tensor.is_floating_point() or tensor.numel() < 64:
         return None
     flat = tensor.flatten()
     alive = flat != 0
-    bits = torch.zeros((flat.numel() + 7) // 8 * 8, dtype=torch.uint8)
-    bits[: flat.numel()] = alive
-    count = int(alive.sum())
-    if count * tensor.element_size() + len(bits) // 8 >= tensor.numel() * tensor.element_size():
+    packed = pack_bits(alive)
+    if (int(alive.sum()) - tensor.numel()) * tensor.element_size() + len(packed) >= 0:
         return None
-    packed = (bits.view(-1, 8) << torch.arange(8, dtype=torch.uint8)).sum(dim=1).to(torch.uint8)
     return flat[alive].clone(), packed
 
 
 def _unpack(values: torch.Tensor, packed: torch.Tensor, shape: list[int]) -> torch.Tensor:
-    bits = (packed.unsqueeze(1) >> torch.arange(8, dtype=torch.uint8, device=packed.device)) & 1
     out = torch.zeros(shape, dtype=values.dtype, device=values.device)
-    alive = bits.flatten()[: out.numel()].bool()
-    out.view(-1)[alive] = values
+    out.view(-1)[unpack_bits(packed, out.numel())] = values
     return out

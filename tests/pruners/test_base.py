@@ -308,3 +308,15 @@ def test_unwrapping_keeps_the_order_of_parameters_and_can_be_done_twice():
     pruner.unwrap_model()
     pruner.unwrap_model()
     assert [name for name, _ in model.named_parameters()] == before
+
+
+def test_from_compressor_takes_the_methods_own_arguments_in_order(make_evaluator):
+    net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU(), torch.nn.Conv2d(4, 4, 3), torch.nn.Flatten())
+    first = MagnitudePruner(net, HALF, make_evaluator(net))
+    with pytest.raises(TypeError, match="multiple values for keyword argument 'training_steps'"):
+        TaylorPruner.from_compressor(first, HALF, 4, training_steps=5)
+    with pytest.raises(TypeError, match="too many positional arguments"):
+        TaylorPruner.from_compressor(first, HALF, 4, None, 5)
+    second = TaylorPruner.from_compressor(first, HALF, 4, None)
+    assert second.schedule.interval_steps == 4
+    assert second.evaluator is first.evaluator

@@ -1,6 +1,3 @@
-import subprocess
-import sys
-
 import nni
 import pytest
 import torch
@@ -16,6 +13,7 @@ from nni_plugins.pruners.weight_magnitude import MagnitudeWeightPruner
 
 from .resuming import assert_resumes
 from .trainers import lightning, transformers
+from .two_ranks import needs_gloo, on_two_ranks
 
 CONFIG = [{"op_types": ["Conv2d"], "sparse_ratio": 0.8}]
 
@@ -331,15 +329,8 @@ def test_layers_that_read_weights_in_odd_ways(digits, kind):
 
 
 RANK = """
-import os, sys, nni, torch, torch.distributed as dist
-from torch import nn
-from nni.compression import TorchEvaluator
 from nni_plugins.pruners import DynamicSparsePruner, GradientWeightPruner, LotteryTicketPruner
 
-folder, rank = sys.argv[1], int(sys.argv[2])
-torch.set_num_threads(1)
-os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
 data = torch.randn(40, 8, 16, generator=torch.Generator().manual_seed(10 + rank))
 
 def train(model, optimizer, training_step, scheduler=None, max_steps=None, max_epochs=None):
@@ -367,18 +358,13 @@ for method, make in makers.items():
     _, masks = pruner.compress(max_steps=30)
     weights = getattr(pruner, "pruner", pruner).parameters
     found[method] = ({n: t["weight"] for n, t in masks.items()}, {n: p.detach() for n, p in weights.items()})
-torch.save(found, f"{folder}/{rank}.pt")
-dist.destroy_process_group()
+result = found
 """
 
 
-@pytest.mark.skipif(not torch.distributed.is_available() or sys.platform != "linux", reason="needs gloo on loopback")
+@needs_gloo
 def test_two_processes_choose_alike(tmp_path):
-    command = [sys.executable, "-c", RANK, str(tmp_path)]
-    ranks = [subprocess.Popen([*command, str(rank)], stderr=subprocess.PIPE, text=True) for rank in range(2)]
-    errors = [process.communicate(timeout=120)[1] for process in ranks]
-    assert [process.returncode for process in ranks] == [0, 0], errors
-    ours, theirs = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    ours, theirs = on_two_ranks(RANK, tmp_path)
     assert list(ours) == ["rigl", "set", "gradient", "lottery"]
     for method, (masks, weights) in ours.items():
         other, others = theirs[method]

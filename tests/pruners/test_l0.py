@@ -1,6 +1,4 @@
 import copy
-import subprocess
-import sys
 
 import nni
 import pytest
@@ -14,6 +12,7 @@ from nni_plugins.speedup import ModelSpeedup
 from .nets import NETS, X, make
 from .resuming import assert_resumes
 from .trainers import lightning, transformers
+from .two_ranks import needs_gloo, on_two_ranks
 
 CONFIG = [{"op_types": ["Conv2d", "Linear"], "sparse_ratio": 0.5}]
 
@@ -291,16 +290,8 @@ def test_transformers(tmp_path):
 
 
 RANK = """
-import os, sys, nni, torch, torch.distributed as dist
-from torch import nn
-from nni.compression import TorchEvaluator
 from nni_plugins.pruners import L0Pruner
 
-folder, rank = sys.argv[1], int(sys.argv[2])
-torch.set_num_threads(1)
-os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-torch.manual_seed(0)
 net = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4))
 data = torch.randn(40, 8, 16, generator=torch.Generator().manual_seed(10 + rank))
 
@@ -318,18 +309,13 @@ evaluator = TorchEvaluator(train, nni.trace(torch.optim.SGD)(net.parameters(), l
                            dummy_input=data[0])
 pruner = L0Pruner(net, [{"op_types": ["Linear"], "sparse_ratio": 0.5}], evaluator, 30)
 _, masks = pruner.compress()
-torch.save((masks["0"]["weight"], pruner.gates.log_alpha, pruner.parameters["2.weight"].detach()), f"{folder}/{rank}.pt")
-dist.destroy_process_group()
+result = (masks["0"]["weight"], pruner.gates.log_alpha, pruner.parameters["2.weight"].detach())
 """
 
 
-@pytest.mark.skipif(not torch.distributed.is_available() or sys.platform != "linux", reason="needs gloo on loopback")
+@needs_gloo
 def test_two_processes_train_the_same_gates(tmp_path):
-    command = [sys.executable, "-c", RANK, str(tmp_path)]
-    ranks = [subprocess.Popen([*command, str(rank)], stderr=subprocess.PIPE, text=True) for rank in range(2)]
-    errors = [process.communicate(timeout=120)[1] for process in ranks]
-    assert [process.returncode for process in ranks] == [0, 0], errors
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    first, second = on_two_ranks(RANK, tmp_path)
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
     assert int((first[0].sum(1) > 0).sum()) == 16
 
@@ -339,6 +325,8 @@ def test_mistakes_are_named_in_one_line(digits):
     x = digits[0][:2]
     with pytest.raises(PruningError, match="needs an evaluator"):
         L0Pruner(model, CONFIG, None, dummy_input=x)
+    with pytest.raises(PruningError, match="training_steps is 0; it must be a whole number, at least 1"):
+        L0Pruner(model, CONFIG, evaluator_of(model, digits), 0)
     with pytest.raises(PruningError, match="warmup is 2"):
         L0Pruner(model, CONFIG, evaluator_of(model, digits), warmup=2)
     with pytest.raises(PruningError, match="no schedule"):

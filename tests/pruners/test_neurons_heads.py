@@ -145,3 +145,19 @@ def test_least_important_heads_go():
     assert [units.tolist() for units in pruner.plan.kept.values()] == [[0, 2, 3, 5]]
     columns = masks["attention.out_proj"]["weight"].any(0).view(6, 4)
     assert columns.all(1).tolist() == [True, False, True, True, False, True]
+
+
+def test_attention_that_lost_heads_is_selected_by_its_type_again(tmp_path):
+    """A forward of flexible width has taken the place of its own."""
+    torch.manual_seed(0)
+    model = Heads().eval()
+    config = [{"op_types": ["MultiheadAttention"], "sparse_ratio": 0.5}]
+    for left in (3, 2):  # of 6, and of 3: the nearer of the two that keeps more
+        pruner = MagnitudePruner(model, config, dummy_input=TOKENS)
+        _, masks = pruner.compress()
+        pruner.unwrap_model()
+        ModelSpeedup(model, TOKENS, masks).speedup_model()
+        assert model.attention.num_heads == left
+    torch.save(model, tmp_path / "model.pt")
+    again = torch.load(tmp_path / "model.pt", weights_only=False)
+    assert torch.equal(again(TOKENS), model(TOKENS))

@@ -1,22 +1,13 @@
 """Two processes that see different data: pruners of groups and of blocks choose alike."""
 
-import subprocess
-import sys
-
-import pytest
 import torch
 
+from .two_ranks import needs_gloo, on_two_ranks
+
 RANK = """
-import os, sys, nni, torch, torch.distributed as dist
-from torch import nn
-from nni.compression import TorchEvaluator
 from nni_plugins.pruners import BlockPruner, TaylorPruner
 
-folder, rank = sys.argv[1], int(sys.argv[2])
-torch.set_num_threads(1)
-os.environ["GLOO_SOCKET_IFNAME"] = "lo"
 os.environ["NNI_PLUGINS_CACHE"] = f"{folder}/cache{rank}"  # each measures its latency by itself
-dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
 
 class Residual(nn.Module):
     def __init__(self):
@@ -58,18 +49,13 @@ for method in ("taylor", "latency", "influence"):
         pruner = BlockPruner(model, config, evaluator, 4, schedule=schedule, score=method)
     _, masks = pruner.compress()
     results[method] = ({f"{n}.{k}": m for n, t in masks.items() for k, m in t.items()}, pruner.scores)
-torch.save(results, f"{folder}/{rank}.pt")
-dist.destroy_process_group()
+result = results
 """
 
 
-@pytest.mark.skipif(not torch.distributed.is_available() or sys.platform != "linux", reason="needs gloo on loopback")
+@needs_gloo
 def test_two_processes_choose_alike(tmp_path):
-    command = [sys.executable, "-c", RANK, str(tmp_path)]
-    ranks = [subprocess.Popen([*command, str(rank)], stderr=subprocess.PIPE, text=True) for rank in range(2)]
-    errors = [process.communicate(timeout=120)[1] for process in ranks]
-    assert [process.returncode for process in ranks] == [0, 0], errors
-    ours, theirs = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    ours, theirs = on_two_ranks(RANK, tmp_path)
     assert list(ours) == ["taylor", "latency", "influence"]
     for method, (masks, scores) in ours.items():
         other, others = theirs[method]

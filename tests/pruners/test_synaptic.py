@@ -1,6 +1,4 @@
 import copy
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -13,6 +11,7 @@ from .nets import NETS, X, make
 from .resuming import assert_resumes
 from .test_l0 import evaluator_of
 from .trainers import lightning, transformers
+from .two_ranks import needs_gloo, on_two_ranks
 
 CONFIG = [{"op_types": ["Conv2d"], "sparse_ratio": 0.5}]
 ALL = [{"op_types": ["Conv2d", "Linear"], "sparse_ratio": 0.5}]
@@ -418,16 +417,8 @@ def test_mistakes_are_named_in_one_line():
 
 
 RANK = """
-import os, sys, nni, torch, torch.distributed as dist
-from torch import nn
-from nni.compression import TorchEvaluator
 from nni_plugins.pruners import SynapticStrengthPruner
 
-folder, rank = sys.argv[1], int(sys.argv[2])
-torch.set_num_threads(1)
-os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-torch.manual_seed(0)
 net = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4))
 data = torch.randn(40, 8, 16, generator=torch.Generator().manual_seed(10 + rank))
 
@@ -445,18 +436,13 @@ evaluator = TorchEvaluator(train, nni.trace(torch.optim.SGD)(net.parameters(), l
                            dummy_input=data[0])
 pruner = SynapticStrengthPruner(net, [{"op_types": ["Linear"], "sparse_ratio": 0.5}], evaluator, 15, penalty=1e-2)
 _, masks = pruner.compress()
-torch.save((masks["0"]["weight"], masks["2"]["weight"], pruner.parameters["2.weight"].detach()), f"{folder}/{rank}.pt")
-dist.destroy_process_group()
+result = (masks["0"]["weight"], masks["2"]["weight"], pruner.parameters["2.weight"].detach())
 """
 
 
-@pytest.mark.skipif(not torch.distributed.is_available() or sys.platform != "linux", reason="needs gloo on loopback")
+@needs_gloo
 def test_two_processes_choose_alike(tmp_path):
-    command = [sys.executable, "-c", RANK, str(tmp_path)]
-    ranks = [subprocess.Popen([*command, str(rank)], stderr=subprocess.PIPE, text=True) for rank in range(2)]
-    errors = [process.communicate(timeout=120)[1] for process in ranks]
-    assert [process.returncode for process in ranks] == [0, 0], errors
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    first, second = on_two_ranks(RANK, tmp_path)
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
 
 
@@ -484,3 +470,18 @@ def test_a_layer_that_is_called_twice_is_measured_and_its_norm_left_alone(digits
     speedup = ModelSpeedup(model, digits[0][:2], masks)
     speedup.speedup_model()
     assert speedup.report.max_error < 1e-5
+
+
+def test_what_is_excluded_is_read_all_the_same():
+    """The norm before the selected layer belongs to a group that may not be pruned: its scale still counts."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(8 * 16, 10)
+    )
+    with torch.no_grad():
+        model[1].weight[:4] = 1e-4
+    config = [{"op_types": ["Conv2d"], "exclude_op_names": ["0"], "sparse_ratio": 0.5}]
+    pruner = SynapticStrengthPruner(model, config, None, 0, dummy_input=torch.randn(2, 1, 8, 8))
+    _, masks = pruner.compress()
+    assert masks["3"]["weight"].flatten(2).amax(2).sum() == 32
+    assert masks["3"]["weight"][:, :4].sum() == 0

@@ -8,7 +8,8 @@ from torch import nn
 
 from nni_plugins.pruners.patterns import Pattern
 from nni_plugins.speedup import CompactFileError, ModelSpeedup, load_compact, save_compact
-from nni_plugins.speedup.sparse import load_sparse, pack_bits, save_sparse, sparse_bytes, unpack_bits
+from nni_plugins.speedup.checked_file import pack_bits, unpack_bits
+from nni_plugins.speedup.sparse import load_sparse, save_sparse, sparse_bytes
 
 
 def net(seed=0):

@@ -47,13 +47,18 @@ def flexible(original: type[nn.Module]) -> Callable[[Class], Class]:
         if not issubclass(exchange, original):
             raise TypeError(f"{exchange.__name__} must be a subclass of {original.__name__} to take its place")
         FLEXIBLE[_name(original)] = f"{exchange.__module__}:{exchange.__qualname__}"
-        _classes[original] = exchange
+        _join(original, exchange)
         return exchange
 
     return register
 
 
 _classes: dict[type, type] = {}
+
+
+def _join(original: type, exchange: type) -> None:
+    exchange.__name__ = original.__name__  # by which configurations select it; pickles go by the qualified name
+    _classes[original] = exchange
 
 
 def _name(kind: type) -> str:
@@ -69,7 +74,7 @@ def flexible_class(kind: type) -> type:
     """Return the class to exchange ``kind`` for; a class without an exchange, or that is one, stays itself."""
     if kind not in _classes and _name(kind) in FLEXIBLE:
         module, _, name = FLEXIBLE[_name(kind)].partition(":")
-        _classes[kind] = getattr(importlib.import_module(module), name)
+        _join(kind, getattr(importlib.import_module(module), name))
     return _classes.get(kind, kind)
 
 
