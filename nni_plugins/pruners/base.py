@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from nni_plugins.channels import ChannelGraph, ChannelGroup, Plan
 from nni_plugins.channels.plan import mask_of
 from nni_plugins.pruners.chain import SCOPES
+from nni_plugins.pruners.affine import affine_by_group
 from nni_plugins.pruners.checkpoint import Planned
 from nni_plugins.pruners.config import check_choice, check_whole, checked_config, dummy_input_of
 from nni_plugins.pruners.errors import BudgetError, PruningError
@@ -51,8 +52,9 @@ class GroupPruner(Planned, PrunerBase):
         Of an earlier compressor; given by ``from_compressor``.
     dummy_input : tensor, tuple or dict, optional
         What the model is watched on; the evaluator's by default.
-    scope : {'local', 'global', 'isomorphic'}
-        Rank units within a group, over all of them, or within groups of the same neighbourhood.
+    scope : {'local', 'global', 'isomorphic', 'knapsack'}
+        Rank units within a group, over all of them, or within groups of the same neighbourhood; or, under a budget on
+        a cost, choose the state that loses the least importance (HALP).
     target : {'channels', 'macs', 'params', 'latency'}
         What the sparsity is a fraction of. The latency is that of the dummy input on this machine, with the threads
         that torch has now; its table is measured once, and kept in a cache.
@@ -69,6 +71,9 @@ class GroupPruner(Planned, PrunerBase):
         How far from the budget, as a fraction of the dense cost, is near enough.
     latency : LatencyTable, optional
         For the target latency: a table of this model, if one is at hand.
+    affine : dict of str to (float, float), optional
+        By the beginning of groups' names, a and b: their comparable scores s become a·s + b·m, m being the mean over all
+        groups (Chin et al., "Towards Efficient Model Compression via Learned Global Ranking" (LeGR), CVPR 2020).
 
     Attributes
     ----------
@@ -108,6 +113,7 @@ class GroupPruner(Planned, PrunerBase):
         schedule: Schedule | str | dict | None = None,
         tolerance: float = 0.02,
         latency: LatencyTable | None = None,
+        affine: Mapping[str, tuple[float, float]] | None = None,
     ):
         check_choice("scope", scope, SCOPES)
         check_choice("target", target, TARGETS)
@@ -123,6 +129,7 @@ class GroupPruner(Planned, PrunerBase):
         self._dummy_input, self._exact_only = dummy_input_of(dummy_input, evaluator), exact_only
         asked = checked_config(config_list)
         self._look(model, asked, latency)
+        self.affine = affine_by_group(affine or {}, [group.name for group in self.groups])
         wrappers, self._targets = self._attach(model, self._reached(), existed_wrappers or {})
         # NNI would look the selected modules up by class name; their targets are made already
         super().__init__(model, [], evaluator, wrappers)
@@ -207,6 +214,7 @@ class GroupPruner(Planned, PrunerBase):
             normalise=self.normalise,
             dead=self._dead_units(),
             tolerance=self.tolerance,
+            affine=self.affine,
             strict=all((current[name]["sparse_ratio"] or 0) >= (final[name] or 0) for name in current),
         )
 

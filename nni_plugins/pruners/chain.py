@@ -7,6 +7,7 @@ budget is found by bisection. What a scope means is only the order of the events
 - ``global``: by score, across groups
 - ``local``: by the fraction of its group that an event completes, so that every group loses the same fraction
 - ``isomorphic``: by the fraction of its class that an event completes, by score within a class
+- ``knapsack``: as ``global``; which state is taken is found otherwise (:mod:`~nni_plugins.pruners.knapsack`)
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-SCOPES = ("local", "global", "isomorphic")
+SCOPES = ("local", "global", "isomorphic", "knapsack")
 NORMALISATIONS = ("mean", "l2", "max", None)
 
 
@@ -111,7 +112,7 @@ class Chain:
         mean = np.concatenate([[], *(np.maximum.accumulate(values) for values in means if len(values))])
         if scope == "local":
             key = np.concatenate([[], *middles])
-        elif scope == "global":
+        elif scope in ("global", "knapsack"):
             key = mean
         else:
             key = self._class_fractions(group, width, mean)

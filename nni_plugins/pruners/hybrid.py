@@ -93,7 +93,7 @@ class HybridPruner(KnownDuration, Rebased):
         never. Never inside a distributed run either: call :meth:`compact` there where the model is not wrapped.
     floor : float
         Fraction of each group's channels that stays, where the configuration has no ``max_sparse_ratio``.
-    scope : {'global', 'local', 'isomorphic'}
+    scope : {'global', 'local', 'isomorphic', 'knapsack'}
         As in :class:`~nni_plugins.pruners.base.GroupPruner`, like ``schedule`` and the rest.
     **kwargs
         Those of :class:`~nni_plugins.pruners.base.GroupPruner`.

@@ -58,7 +58,7 @@ class L0Pruner(GroupPruner):
         How fast the budget's multipliers climb, as a multiple of what was tried.
     seed : int
         Of the gates' noise.
-    scope : {'global', 'local', 'isomorphic'}
+    scope : {'global', 'local', 'isomorphic', 'knapsack'}
         With 'local' each group has a budget of its own.
     **kwargs
         Those of :class:`~nni_plugins.pruners.base.GroupPruner`; there is no schedule but the gates' own.

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nni_plugins.pruners.affine import transformed
 from nni_plugins.pruners.chain import Chain, GroupRanking, normalised
 from nni_plugins.pruners.errors import BudgetError
+from nni_plugins.pruners.knapsack import group_losses, knapsack, lost_importance
 from nni_plugins.pruners.targets import TARGETS, unit_costs
 
 if TYPE_CHECKING:
@@ -42,7 +44,7 @@ class Pool:
         Fraction of the cost to remove.
     threshold : float or None
         Instead of a budget: units whose score is below it go.
-    scope : {'local', 'global', 'isomorphic'}
+    scope : {'local', 'global', 'isomorphic', 'knapsack'}
         How the units are ranked within the pool.
     modules : frozenset of str or None
         The modules whose MACs, parameters or latency the budget counts; None for the whole model.
@@ -119,9 +121,18 @@ class _PoolSearch:
         self.state = self.chain.state(low)
         if low == 0:
             return
+        if self.pool.scope == "knapsack":
+            self._pack(others)
         self._give_back(others)
         if self._distance(self.state, others)[0] > 0:
             self._step_differently(low, others)
+
+    def _pack(self, others: Kept) -> None:
+        """Exchange the state for the knapsack's, where that loses less importance."""
+        found = knapsack(self.chain, lambda state: self.cost(state, others), self.budget)
+        losses = group_losses(self.chain)
+        if found is not None and lost_importance(losses, found) < lost_importance(losses, self.state):
+            self.state = found
 
     def _gap(self, state: np.ndarray, others: Kept) -> float:
         """Cost left unused under the budget (negative: over it)."""
@@ -233,6 +244,7 @@ def select(
     round_to: int = 1,
     normalise: str | None = "mean",
     dead: Mapping[str, np.ndarray] | None = None,
+    affine: Mapping[str, tuple[float, float]] | None = None,
     tolerance: float = 0.02,
     strict: bool = True,
 ) -> dict[str, np.ndarray]:
@@ -255,6 +267,8 @@ def select(
         a unit costs of the target, so that what goes is what is least important for what it saves.
     dead : mapping of str to numpy.ndarray, optional
         Bool [size]: units of any group that are gone already. They stay gone and count as removed.
+    affine : mapping of str to (float, float), optional
+        Changes comparable scores by group name (see :func:`~nni_plugins.pruners.affine.transformed`).
     tolerance : float
         How far from the budget, as a fraction of the dense cost, is near enough.
     strict : bool
@@ -281,6 +295,7 @@ def select(
         for pool in pools:
             for name, cost in unit_costs(graph, pool, target, now).items():
                 comparable[name] = comparable[name] / cost
+    comparable = transformed(comparable, dead, affine or {})
 
     def ranking(name: str, pool: Pool) -> GroupRanking:
         group = groups[name]

@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from nni_plugins.pruners.affine import begins
 from nni_plugins.training.errors import CompressionError, RecipeError
 from nni_plugins.training.recipe import PruneSettings
 
@@ -109,7 +110,7 @@ def group_ratios(settings: PruneSettings, groups: list[ChannelGroup]) -> dict[st
     """Return the sparsity that the longest matching prefix gives each group, ``prune.sparsity`` where none does."""
     used, ratios = set(), {}
     for group in groups:
-        matching = [prefix for prefix in settings.groups if _starts(group.name, prefix)]
+        matching = [prefix for prefix in settings.groups if begins(group.name, prefix)]
         used.update(matching)
         ratios[group.name] = settings.groups[max(matching, key=len)] if matching else settings.sparsity
     for prefix in settings.groups:
@@ -180,11 +181,6 @@ def _whole(size: int, ratio: float, settings: PruneSettings) -> int:
     step = settings.round_to
     kept = round(size * (1 - ratio) / step) * step
     return min(max(kept, min(step, size)), size)
-
-
-def _starts(name: str, prefix: str) -> bool:
-    plain = name.partition(":")[0]
-    return name == prefix or plain == prefix or plain.startswith(prefix + ".")
 
 
 def _near(name: str, known: list[str]) -> str:
