@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from nni_plugins.channels import ChannelGraph, ChannelGroup, Plan
 from nni_plugins.channels.plan import mask_of
-from nni_plugins.pruners.chain import SCOPES
 from nni_plugins.pruners.affine import affine_by_group
+from nni_plugins.pruners.chain import SCOPES
 from nni_plugins.pruners.checkpoint import Planned
 from nni_plugins.pruners.config import check_choice, check_whole, checked_config, dummy_input_of
 from nni_plugins.pruners.errors import BudgetError, PruningError
@@ -72,8 +72,8 @@ class GroupPruner(Planned, PrunerBase):
     latency : LatencyTable, optional
         For the target latency: a table of this model, if one is at hand.
     affine : dict of str to (float, float), optional
-        By the beginning of groups' names, a and b: their comparable scores s become a·s + b·m, m being the mean over all
-        groups (Chin et al., "Towards Efficient Model Compression via Learned Global Ranking" (LeGR), CVPR 2020).
+        By the beginning of groups' names, a and b: their comparable scores s become a·s + b·m, m being the mean over
+        all groups (Chin et al., "Towards Efficient Model Compression via Learned Global Ranking" (LeGR), CVPR 2020).
 
     Attributes
     ----------
