@@ -49,17 +49,29 @@ class MaskedWrapper(ModuleWrapper):
         self._order = list(module._parameters)
         self.ties: list[Tie] = []
         self._uncalled: list[MaskedWrapper] = []
+        self._known: list[tuple[str, str, PruningTargetSpace]] = []
+        self._only_parameters = True
 
     def serve(self, child: MaskedWrapper) -> None:
         """Refresh a child's parameters at each forward: its own is never called (MultiheadAttention's ``out_proj``)."""
         if child not in self._uncalled:
             self._uncalled.append(child)
 
+    def _places(self) -> list[tuple[str, str, PruningTargetSpace]]:
+        """The parameters with masks: name, name of the mask among the wrapper's buffers, target space."""
+        if len(self._known) != len(self.pruning_target_spaces):
+            self._known = [(name, space._mask_name, space) for name, space in self.pruning_target_spaces.items()]
+            self._only_parameters = all(space.type is TargetType.PARAMETER for _, _, space in self._known)
+        return self._known
+
     def set_masked(self) -> None:
         """Put the masked parameters where the module's forward reads them."""
         held = self.module._buffers  # wrapping puts them there; a module's own __setattr__ would look everywhere first
-        for name, space in self.pruning_target_spaces.items():
-            value, mask = space.target, space.mask
+        own, masks = self._parameters, self._buffers  # NNI's target spaces take ten calls to find these
+        for name, mask_name, space in self._places():
+            value, mask = own.get(name), masks[mask_name]
+            if value is None:
+                value = space.target
             if mask is not None and value is not None:
                 plain = space._setting.get("apply_method") in (None, "mul")
                 value = value * mask if plain else self.patch_helper(name, value)
@@ -72,11 +84,12 @@ class MaskedWrapper(ModuleWrapper):
         """Run the module under its masks; inputs and outputs pass untouched unless another compressor targets them."""
         for child in self._uncalled:
             child.set_masked()
+        self._places()
         if (
             self.quantization_target_spaces
             or self.distillation_target_spaces
             or self.fused_modules
-            or any(space.type is not TargetType.PARAMETER for space in self.pruning_target_spaces.values())
+            or not self._only_parameters
         ):
             return super().forward(*args, **kwargs)
         self.set_masked()
