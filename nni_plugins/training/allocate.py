@@ -57,7 +57,7 @@ def config_list(settings: PruneSettings, model: nn.Module, graph: ChannelGraph) 
     ratios = group_ratios(settings, groups)
     sizes = {group.name: group.size for group in groups}
     if settings.target == "channels":
-        kept = {name: _whole(sizes[name], ratio, settings) for name, ratio in ratios.items()}
+        kept = {name: whole(sizes[name], ratio, settings) for name, ratio in ratios.items()}
     else:
         kept = fit(settings, graph, sizes, ratios)
     entries = [
@@ -123,6 +123,12 @@ def group_ratios(settings: PruneSettings, groups: list[ChannelGroup]) -> dict[st
     return ratios
 
 
+def affine(settings: PruneSettings) -> dict[str, tuple[float, float]]:
+    """Return factor and shift of scores by group prefix, where the prune section gives either."""
+    prefixes = dict.fromkeys([*settings.scales, *settings.shifts])
+    return {prefix: (settings.scales.get(prefix, 1.0), settings.shifts.get(prefix, 0.0)) for prefix in prefixes}
+
+
 def fit(
     settings: PruneSettings, graph: ChannelGraph, sizes: Mapping[str, int], ratios: Mapping[str, float]
 ) -> dict[str, int]:
@@ -149,7 +155,7 @@ def fit(
         )
 
     def scaled(scale: float) -> dict[str, int]:
-        return {name: _whole(sizes[name], min(ratio * scale, MOST), settings) for name, ratio in ratios.items()}
+        return {name: whole(sizes[name], min(ratio * scale, MOST), settings) for name, ratio in ratios.items()}
 
     dense = cost({})
     budget = (1 - settings.sparsity) * dense
@@ -176,7 +182,8 @@ def fit(
     return kept
 
 
-def _whole(size: int, ratio: float, settings: PruneSettings) -> int:
+def whole(size: int, ratio: float, settings: PruneSettings) -> int:
+    """Return how many of a group's units are kept at a sparsity, after rounding, and at least one."""
     ratio = min(ratio, 1.0 if settings.max_sparsity is None else settings.max_sparsity)
     step = settings.round_to
     kept = round(size * (1 - ratio) / step) * step

@@ -49,6 +49,11 @@ class DenseBaseline:
     metric: str = "accuracy"
     seconds: float = 0.0
 
+    @property
+    def bytes(self) -> int:
+        """Size of the file of its weights."""
+        return self.path.stat().st_size
+
 
 def prepare_dense(recipe: Recipe, folder: str | Path, log: Callable[[str], Any] = print) -> DenseBaseline:
     """Train the dense model of a recipe, or read it where it has been trained already.

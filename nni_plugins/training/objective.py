@@ -9,7 +9,7 @@ from nni_plugins.training.dense import DenseBaseline
 from nni_plugins.training.recipe import Recipe
 from nni_plugins.training.tasks import Metric
 
-RELATIVE = ("macs", "params")
+RELATIVE = ("macs", "params", "bytes")
 
 
 def excess(recipe: Recipe, metric: Metric, dense: DenseBaseline, values: Mapping[str, Any]) -> dict[str, float]:
@@ -22,9 +22,9 @@ def excess(recipe: Recipe, metric: Metric, dense: DenseBaseline, values: Mapping
     metric
         Says which way the accuracy is better.
     dense
-        What ``macs`` and ``params`` are shares of.
+        What ``macs``, ``params`` and ``bytes`` are shares of.
     values
-        ``macs``, ``params``, ``latency_ms`` and ``accuracy`` as far as they are known.
+        ``macs``, ``params``, ``bytes``, ``latency_ms`` and ``accuracy`` as far as they are known.
 
     Returns
     -------

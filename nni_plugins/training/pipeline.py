@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -24,7 +25,8 @@ from nni_plugins.training.loop import Loop
 from nni_plugins.training.measure import latency_ms
 from nni_plugins.training.models import build_model
 from nni_plugins.training.objective import excess, objective
-from nni_plugins.training.prune import Masks, apply_masks, mask_pairs, prune
+from nni_plugins.training.prune import Masks, Pruned, apply_masks, mask_pairs, prune
+from nni_plugins.training.rank import rank
 from nni_plugins.training.recalibrate import recalibrate
 from nni_plugins.training.recipe import Recipe
 from nni_plugins.training.weights import load_weights, save_weights
@@ -37,7 +39,8 @@ __all__ = ["COMPACT", "MASKED", "MASKS", "METRICS", "PLAN", "compress", "evaluat
 
 COMPACT, MASKED, MASKS = "compact.safetensors", "masked.safetensors", "masks.safetensors"
 PLAN, METRICS, RECIPE, CHECKPOINT = "plan.json", "metrics.json", "recipe.yml", "finetune-{}.pt"
-RECALIBRATE_PRUNED = 20  # batches, for a model that is not fine-tuned because it broke a bound
+RANKING = "ranking.json"
+RECALIBRATE_PRUNED = 20  # batches, for a model that is not fine-tuned
 
 
 @dataclass
@@ -106,19 +109,24 @@ def compress(
         from nni_plugins.channels import ChannelGraph
 
         seed_everything(recipe.seed + 1)
-        pruned = prune(recipe, model, loop, ChannelGraph.watch(model, run.example))
+        graph = ChannelGraph.watch(model, run.example)
+        if recipe.rank.candidates:
+            pruned, ranked = rank(recipe, model, loop, graph)
+            _write_json(output / RANKING, [dataclasses.asdict(item) for item in ranked])
+        else:
+            pruned = prune(recipe, model, loop, graph)
     save_masks(pruned.masks, output / MASKS)
-    infeasible = _breaks_bounds(run, pruned.plan)
+    quick = recipe.search.mode == "quick" or _breaks_bounds(run, model, pruned)
     after = recipe.finetune.after_speedup
     compact, speedup = _speedup(run, model, pruned.masks) if after else (None, None)
     with run.timed("finetune"):
         target = model if compact is None else compact
-        _finetune(run, target, {} if after else pruned.masks, pruned.plan, on_epoch, skip=infeasible)
+        _finetune(run, target, {} if after else pruned.masks, pruned.plan, on_epoch, skip=quick)
     if compact is None or speedup is None:
         if recipe.speedup.keep_masked:
             save_weights(model, output / MASKED)
         compact, speedup = _speedup(run, model, pruned.masks)
-    return _finish(run, compact, speedup, skipped=infeasible)
+    return _finish(run, compact, speedup, skipped=quick)
 
 
 def evaluate_test(recipe: Recipe, path: str | Path) -> dict[str, Any]:
@@ -201,11 +209,29 @@ def _key(recipe: Recipe) -> str:
     return hashlib.sha256(json.dumps(recipe.to_dict(), sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
-def _breaks_bounds(run: _Run, plan: Plan | None) -> bool:
-    if plan is None or not run.recipe.objective.skip_infeasible:
+def _breaks_bounds(run: _Run, model: nn.Module, pruned: Pruned) -> bool:
+    """Say whether the costs of what pruning left break a bound, which training would not change."""
+    objective = run.recipe.objective
+    if not objective.skip_infeasible:
         return False
-    cost = plan.cost()
-    return bool(excess(run.recipe, run.loop.metric, run.dense, {"macs": cost.macs, "params": cost.params}))
+    costs: dict[str, Any] = {}
+    if pruned.plan is not None:
+        cost = pruned.plan.cost()
+        costs = {"macs": cost.macs, "params": cost.params}
+    if excess(run.recipe, run.loop.metric, run.dense, costs):
+        return True
+    if objective.bytes is None and objective.latency_ms is None:
+        return False
+    compact, _ = _speedup(run, copy.deepcopy(model), pruned.masks)
+    return bool(excess(run.recipe, run.loop.metric, run.dense, _size_and_speed(run, compact)))
+
+
+def _size_and_speed(run: _Run, compact: nn.Module) -> dict[str, Any]:
+    """Write a compact model's file, and return its ``bytes`` and ``latency_ms``."""
+    from nni_plugins.speedup import save_compact
+
+    save_compact(compact, run.output / COMPACT)
+    return {"bytes": (run.output / COMPACT).stat().st_size, "latency_ms": latency_ms(compact, run.example)}
 
 
 def _finetune(
@@ -213,7 +239,7 @@ def _finetune(
 ) -> None:
     recipe, loop = run.recipe, run.loop
     if skip:
-        recalibrate(model, loop, RECALIBRATE_PRUNED)
+        recalibrate(model, loop, recipe.speedup.recalibrate_batches or RECALIBRATE_PRUNED)
         return
     pairs = mask_pairs(model, masks)
     known: dict[str, Any] = {}
@@ -261,16 +287,13 @@ def _speedup(run: _Run, model: nn.Module, masks: Masks) -> tuple[nn.Module, Mode
 
 
 def _finish(run: _Run, compact: nn.Module, speedup: ModelSpeedup, skipped: bool) -> dict[str, Any]:
-    from nni_plugins.speedup import save_compact
-
     recipe, loop, dense, report, plan = run.recipe, run.loop, run.dense, speedup.report, speedup.plan
     assert plan is not None
-    save_compact(compact, run.output / COMPACT)
     values: dict[str, Any] = {
         "accuracy": loop.evaluate(compact),
         "macs": int(report.macs_after),
         "params": int(report.params_after),
-        "latency_ms": latency_ms(compact, run.example),
+        **_size_and_speed(run, compact),
     }
     if not math.isfinite(values["accuracy"]):  # NNI's manager could not read it
         raise CompressionError(f"compact model: {loop.metric.name} is {values['accuracy']} on the validation split")
@@ -285,8 +308,8 @@ def _finish(run: _Run, compact: nn.Module, speedup: ModelSpeedup, skipped: bool)
         "finetuned": not skipped and recipe.finetune.epochs > 0,
         "metric": loop.metric.name,
         "higher_is_better": loop.metric.higher_is_better,
-        "bytes": (run.output / COMPACT).stat().st_size,
-        "dense": {key: value for key, value in dataclasses.asdict(dense).items() if key != "path"},
+        "dense": {key: value for key, value in dataclasses.asdict(dense).items() if key != "path"}
+        | {"bytes": dense.bytes},
         "sparsity": _sparsities(plan),
         "seconds": run.seconds,
     }

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from nni_plugins.training.allocate import config_list
+from nni_plugins.training.allocate import affine, config_list
 from nni_plugins.training.errors import CompressionError, RecipeError, first_line, where
 from nni_plugins.training.loop import Loop
 from nni_plugins.training.recipe import Recipe
@@ -32,10 +32,13 @@ class Pruned:
         NNI's shapes: ``{module: {parameter: mask}}``, 1 where kept.
     plan
         Which units of each group are kept; None where NNI's pruners decided.
+    scores
+        How important each unit of each group was found to be; empty where NNI's pruners decided.
     """
 
     masks: Masks
     plan: Plan | None
+    scores: dict[str, Tensor] = field(default_factory=dict)
 
 
 def pruner_class(recipe: Recipe) -> Callable[..., Any]:
@@ -97,10 +100,14 @@ def prune(recipe: Recipe, model: nn.Module, loop: Loop, graph: ChannelGraph) -> 
         "round_to": lambda: settings.round_to,
         "exact_only": lambda: settings.exact_only,
         "seed": lambda: recipe.seed,
+        "affine": lambda: affine(settings),
         "compact": lambda: 0.0,  # channels are taken out by the speedup, and masks fit the model as it is built
     }
     if "compact" in parameters and settings.arguments.get("compact"):
         raise RecipeError("prune.arguments.compact: a recipe takes channels out by its speedup; leave it out")
+    if "affine" not in parameters and (settings.scales or settings.shifts):
+        given = "scales" if settings.scales else "shifts"
+        raise RecipeError(f"prune.{given}: {settings.pruner} ranks no channel groups; leave it out")
     for name in settings.arguments:
         if name in ("model", "config_list") or (name not in parameters and not anything):
             known = [item for item in parameters if item not in ("model", "config_list", *offered)]
@@ -131,7 +138,8 @@ def prune(recipe: Recipe, model: nn.Module, loop: Loop, graph: ChannelGraph) -> 
         module: {name: mask for name, mask in targets.items() if mask is not None} for module, targets in masks.items()
     }
     apply_masks(model, masks)
-    return Pruned(masks, getattr(pruner, "plan", None))
+    scores = getattr(pruner, "scores", None)
+    return Pruned(masks, getattr(pruner, "plan", None), dict(scores) if isinstance(scores, dict) else {})
 
 
 @torch.no_grad()

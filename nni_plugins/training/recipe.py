@@ -90,15 +90,31 @@ class PruneSettings:
     pruner: str = option("magnitude", "name in nni_plugins.pruners.PRUNERS, nni:ClassName, or module:Class")
     sparsity: float = option(0.5, "share to remove, of what target names", low=0, below=1)
     target: str = option("macs", "what sparsity counts", choices=("channels", "macs", "params"))
-    scope: str = option("global", "where units compete", choices=("local", "global", "isomorphic"))
+    scope: str = option("global", "where units compete", choices=("local", "global", "isomorphic", "knapsack"))
     round_to: int = option(1, "kept units are a multiple of this", low=1)
     exact_only: bool = option(True, "leave out groups whose removal cannot equal masking")
     groups: dict[str, float] = option({}, "sparsity of the groups whose name starts with the key", low=0, below=1)
+    scales: dict[str, float] = option({}, "factor of the scores of the groups whose name starts with the key (LeGR)")
+    shifts: dict[str, float] = option({}, "added to these scores, in means of all groups' scores (LeGR)")
     max_sparsity: float | None = option(None, "no layer loses more than this share", above=0, below=1)
     op_types: tuple[str, ...] = option((), "module classes to prune; empty: all that can be")
     op_names: tuple[str, ...] = option((), "module names to prune; empty: all that can be")
     exclude: tuple[str, ...] = option((), "module names to leave alone")
     arguments: dict[str, Any] = option({}, "further keyword arguments of the pruner")
+
+
+@dataclass(frozen=True)
+class RankSettings:
+    """Allocations tried before fine-tuning: each is pruned, recalibrated, and ranked on validation (EagleEye)."""
+
+    candidates: int = option(
+        0, "how many to try; the best one is fine-tuned; 0: the prune section decides alone", low=0
+    )
+    lowest: float = option(
+        0.0, "least sparsity that a group is given, before all are scaled to the budget", low=0, below=1
+    )
+    highest: float = option(0.8, "greatest sparsity that a group is given", above=0, below=1)
+    batches: int = option(20, "training batches that refresh the statistics of each candidate", low=0)
 
 
 @dataclass(frozen=True)
@@ -129,14 +145,23 @@ class ObjectiveSettings:
     metric: str = option(
         "accuracy",
         "what is made best: accuracy (train.metric on validation), or the cost that is made small",
-        choices=("accuracy", "macs", "params", "latency_ms"),
+        choices=("accuracy", "macs", "params", "bytes", "latency_ms"),
     )
     macs: float | None = option(None, "bound: share of the dense model's MACs", above=0)
     params: float | None = option(None, "bound: share of the dense model's parameters", above=0)
+    bytes: float | None = option(None, "bound: share of the size of the dense model's file", above=0)
     latency_ms: float | None = option(None, "bound: milliseconds of one input on one thread", above=0)
     accuracy: float | None = option(None, "bound: worst validation metric that is accepted")
     penalty: float = option(10.0, "lost per unit of relative excess over the bounds", above=0)
-    skip_infeasible: bool = option(True, "no fine-tuning once the plan breaks a bound on MACs or parameters")
+    skip_infeasible: bool = option(True, "no fine-tuning once the plan breaks a bound on a cost")
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """How much of the recipe a trial does, and what is left for the end of the search."""
+
+    mode: str = option("full", "quick: a trial prunes and recalibrates, without fine-tuning", choices=("full", "quick"))
+    finetune_best: int = option(3, "how many of the best quick trials are fine-tuned when the search is over", low=1)
 
 
 @dataclass(frozen=True)
@@ -149,9 +174,11 @@ class Recipe:
     data: DataSettings = section(DataSettings)
     train: TrainSettings = section(TrainSettings)
     prune: PruneSettings = section(PruneSettings)
+    rank: RankSettings = section(RankSettings)
     finetune: FinetuneSettings = section(FinetuneSettings)
     speedup: SpeedupSettings = section(SpeedupSettings)
     objective: ObjectiveSettings = section(ObjectiveSettings)
+    search: SearchSettings = section(SearchSettings)
 
     def with_values(self, values: Mapping[str, Any], source: str = "parameters") -> Recipe:
         """Return a recipe with some fields set.
@@ -160,7 +187,8 @@ class Recipe:
         ----------
         values
             Dotted path to value. Below a field that holds names and values, the rest of the path is the name:
-            ``prune.groups.layer3.0`` sets ``groups['layer3.0']``.
+            ``prune.groups.layer3.0`` sets ``groups['layer3.0']``. A dictionary with ``_name``, which NNI's tuners give
+            for a nested choice, sets the path to that name, and the paths that stand beside it.
         source
             What to call the values in an error.
 
@@ -170,7 +198,7 @@ class Recipe:
             A path that is not a field, or a value that its field refuses.
         """
         tree = self.to_dict()
-        for path, value in values.items():
+        for path, value in unnested(values).items():
             _set(tree, path, value, source)
         return check(type(self), tree, source)
 
@@ -247,6 +275,18 @@ def recipe_from_dict(tree: Any, source: str = "recipe", folder: str | Path | Non
     base = Path(folder or os.getcwd()).absolute()
     own = base / recipe.folder if recipe.folder else base
     return recipe.with_values({"folder": str(own)}, source)
+
+
+def unnested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values with nested choices taken apart: ``{path: {'_name': 'taylor', other: 3}}`` is two values."""
+    flat: dict[str, Any] = {}
+    for path, value in values.items():
+        if isinstance(value, Mapping) and "_name" in value:
+            flat[path] = value["_name"]
+            flat.update(unnested({name: inner for name, inner in value.items() if name != "_name"}))
+        else:
+            flat[path] = value
+    return flat
 
 
 def _set(tree: dict[str, Any], path: str, value: Any, source: str) -> None:
