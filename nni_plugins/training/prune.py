@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from nni_plugins.channels import ChannelGraph, Plan
 
 Masks = dict[str, dict[str, Tensor]]
+NONE = "none"  # the pruner that leaves the model whole
 
 
 @dataclass
@@ -88,6 +89,10 @@ def prune(recipe: Recipe, model: nn.Module, loop: Loop, graph: ChannelGraph) -> 
     """
     from nni_plugins.training.evaluator import RecipeEvaluator
 
+    if recipe.prune.pruner == NONE:
+        from nni_plugins.channels import Plan
+
+        return Pruned({}, Plan(graph, {}))
     settings, maker = recipe.prune, pruner_class(recipe)
     entries, target = config_list(settings, model, graph)
     parameters = inspect.signature(maker).parameters

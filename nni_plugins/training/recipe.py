@@ -87,7 +87,7 @@ class TrainSettings:
 class PruneSettings:
     """What is removed."""
 
-    pruner: str = option("magnitude", "name in nni_plugins.pruners.PRUNERS, nni:ClassName, or module:Class")
+    pruner: str = option("magnitude", "name in nni_plugins.pruners.PRUNERS, nni:ClassName, module:Class, or none")
     sparsity: float = option(0.5, "share to remove, of what target names", low=0, below=1)
     target: str = option("macs", "what sparsity counts", choices=("channels", "macs", "params"))
     scope: str = option("global", "where units compete", choices=("local", "global", "isomorphic", "knapsack"))
