@@ -150,6 +150,40 @@ def inspect(**options: Any) -> None:
 
 
 @commands.command()
+@click.argument("model")
+@click.option("--input", "inputs", multiple=True, metavar="SIZES", help="1x3x224x224 or mask=1x16:int64; repeatable.")
+@click.option("--inputs", "inputs_function", metavar="FUNCTION", help="module:function that returns an input instead.")
+@click.option(
+    "--argument", "arguments", multiple=True, metavar="NAME=VALUE", help="For the model's function; repeatable."
+)
+@click.option("--per", type=click.Choice(["group", "stage"]), default="group", show_default=True)
+@click.option(
+    "--kind",
+    type=click.Choice(["sparsity", "ranking"]),
+    default="sparsity",
+    show_default=True,
+    help="What is searched: the share that each group loses, or corrections of its scores (LeGR).",
+)
+@click.option("--lowest", type=float, default=0.0, show_default=True, help="Least sparsity.")
+@click.option("--highest", type=float, default=0.8, show_default=True, help="Greatest sparsity.")
+@click.option("--levels", type=int, default=0, help="So many choices in place of a range.")
+@click.option("--inexact", is_flag=True, help="Groups whose removal is not equal to masking too.")
+@click.option("--output", type=PATH, help="Write it there (default: print it).")
+@as_json
+def space(**options: Any) -> None:
+    """Write the search space of a model: which share each of its channel groups loses.
+
+    MODEL is module:function or path/to/file.py:function (a function or class that makes the model), or a recipe.
+
+    Example: nni-plugins space torchvision.models:resnet18 --input 1x3x224x224 --per stage > space.yml
+    """
+    with one_line_errors():
+        from nni_plugins.search.space_command import run
+
+        run(**options)
+
+
+@commands.command()
 @port_option
 @experiments_folder
 @as_json

@@ -109,6 +109,9 @@ def load_config(
         config = config.canonical_copy()
         config.validate()
         _check_space(config)
+        _check_recipe(config, path)
+    except ExperimentError:
+        raise
     except Exception as error:  # NNI raises whatever comes: AttributeError, AssertionError, TypeError, ValueError
         reason = _one_line(error)
         if "_MISSING_TYPE" in reason:
@@ -128,6 +131,34 @@ def _check_space(config: Any) -> None:
     except ValueError as error:
         if "(choice)" not in str(error):  # lists and null are more than NNI's check knows, and work
             raise
+
+
+def _check_recipe(config: Any, path: Path) -> None:
+    """Try the search space on the recipe that the trials read, before any of them starts."""
+    from nni_plugins.search.errors import SearchError
+    from nni_plugins.search.spaces import check_against, check_space
+    from nni_plugins.training.errors import RecipeError
+    from nni_plugins.training.recipe import load_recipe
+
+    recipe = recipe_of(config.trial_command, config.trial_code_directory)
+    if recipe is None:
+        return
+    source = Path(config.search_space_file).name if config.search_space_file else "searchSpace"
+    try:
+        loaded = load_recipe(recipe)
+        if config.search_space is not None:
+            check_against(check_space(config.search_space, source), loaded, source)
+    except (RecipeError, SearchError) as error:
+        raise ExperimentError(f"{path}: {error}") from None
+
+
+def recipe_of(command: str | None, folder: str | Path | None) -> Path | None:
+    """Return the recipe of ``python -m nni_plugins.trial recipe.yml``; None where trials run something else."""
+    words = shlex.split(command or "")
+    if "nni_plugins.trial" not in words[:-1]:
+        return None
+    given = next((word for word in words[words.index("nni_plugins.trial") + 1 :] if not word.startswith("-")), None)
+    return None if given is None else Path(folder or ".") / given
 
 
 def own_interpreter(command: str | None) -> str | None:

@@ -1,0 +1,166 @@
+"""Search spaces: written from a model, checked before an experiment starts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from torch import nn
+
+from nni_plugins.channels import ChannelGraph
+from nni_plugins.cli import commands
+from nni_plugins.experiment.errors import ExperimentError
+from nni_plugins.experiment.launch import load_config, recipe_of
+from nni_plugins.search.errors import SearchError
+from nni_plugins.search.spaces import (
+    check_against,
+    check_space,
+    dump_space,
+    load_space,
+    ranking_space,
+    sparsity_space,
+    stages,
+)
+from nni_plugins.training.errors import RecipeError
+from nni_plugins.training.recipe import recipe_from_dict
+
+ROOT = Path(__file__).parents[2]
+GOOD = {
+    "prune.sparsity": {"_type": "uniform", "_value": [0.1, 0.9]},
+    "prune.pruner": {
+        "_type": "choice",
+        "_value": [
+            {"_name": "magnitude"},
+            {"_name": "taylor", "prune.arguments.training_steps": {"_type": "choice", "_value": [10, 30]}},
+        ],
+    },
+    "finetune.epochs": {"_type": "randint", "_value": [1, 5]},
+}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "search_spaces").glob("*.yml")), ids=lambda path: path.stem)
+def test_every_shipped_space_is_valid_and_says_what_it_is(path):
+    space = load_space(path)
+    assert path.read_text().startswith("# ")
+    check_against(space, recipe_from_dict({}), path.name)
+
+
+def test_what_is_written_is_read_back(tmp_path):
+    (tmp_path / "space.yml").write_text(dump_space(GOOD, "two lines\nof header", {"prune.sparsity": "a note"}))
+    assert load_space(tmp_path / "space.yml") == GOOD
+
+
+BAD = {
+    "a list": ([], "must be names"),
+    "nothing": ({}, "must be names"),
+    "no type": ({"prune.sparsity": {"_value": [0, 1]}}, "must have _type and _value"),
+    "a number": ({"prune.sparsity": 3}, "must have _type and _value"),
+    "unknown type": ({"prune.sparsity": {"_type": "unifrom", "_value": [0, 1]}}, "did you mean uniform"),
+    "empty choice": ({"prune.sparsity": {"_type": "choice", "_value": []}}, "a list of values"),
+    "one end": ({"prune.sparsity": {"_type": "uniform", "_value": [0.1]}}, r"\[low, high\]"),
+    "falling": ({"prune.sparsity": {"_type": "uniform", "_value": [0.9, 0.1]}}, "low must be below high"),
+    "text": ({"prune.sparsity": {"_type": "uniform", "_value": ["a", "b"]}}, r"\[low, high\]"),
+    "log of 0": ({"finetune.learning_rate": {"_type": "loguniform", "_value": [0, 1]}}, "above 0 for a logarithm"),
+    "no step": ({"prune.sparsity": {"_type": "quniform", "_value": [0, 1]}}, "step"),
+    "step 0": ({"prune.sparsity": {"_type": "quniform", "_value": [0, 1, 0]}}, "step must be above 0"),
+    "deviation": ({"prune.sparsity": {"_type": "normal", "_value": [0, -1]}}, "deviation must be above 0"),
+    "randint": ({"finetune.epochs": {"_type": "randint", "_value": [1.5, 3]}}, "whole numbers"),
+    "infinite": ({"prune.sparsity": {"_type": "uniform", "_value": [0, float("inf")]}}, r"\[low, high\]"),
+    "branch": ({"prune.pruner": {"_type": "choice", "_value": [{"a": 1}]}}, "needs _name"),
+    "in a branch": (
+        {"prune.pruner": {"_type": "choice", "_value": [{"_name": "taylor", "prune.sparsity": {"_type": "x"}}]}},
+        "taylor.prune.sparsity",
+    ),
+    "more keys": ({"prune.sparsity": {"_type": "choice", "_value": [1], "_vaule": 3}}, "_vaule"),
+}
+
+
+@pytest.mark.parametrize(("space", "says"), BAD.values(), ids=BAD)
+def test_what_is_wrong_is_one_line(space, says):
+    with pytest.raises(SearchError, match=says) as error:
+        check_space(space, "space.yml")
+    assert str(error.value).startswith("space.yml")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "spec", "says"),
+    [
+        ("prune.sparsty", {"_type": "uniform", "_value": [0, 0.5]}, "did you mean prune.sparsity"),
+        ("prune.sparsity", {"_type": "uniform", "_value": [0, 1.5]}, "must be in"),
+        ("finetune.epochs", {"_type": "uniform", "_value": [0, 2.5]}, "whole number"),
+        ("prune.target", {"_type": "choice", "_value": ["macs", "flops"]}, "must be one of"),
+        (
+            "prune.pruner",
+            {"_type": "choice", "_value": [{"_name": "taylor", "prune.sparsty": {"_type": "choice", "_value": [1]}}]},
+            "did you mean",
+        ),
+    ],
+)
+def test_a_space_that_does_not_fit_the_recipe_is_refused(name, spec, says):
+    with pytest.raises(RecipeError, match=says):
+        check_against(check_space({name: spec}), recipe_from_dict({}))
+
+
+def test_an_experiment_whose_space_does_not_fit_does_not_start(tmp_path):
+    for name in ("config.yml", "recipe.yml"):
+        (tmp_path / name).write_text((ROOT / "experiments" / "digits" / name).read_text())
+    (tmp_path / "space.yml").write_text("prune.sparsty: {_type: uniform, _value: [0, 0.5]}\n")
+    config = tmp_path / "config.yml"
+    config.write_text(config.read_text().replace("../../search_spaces/resnet_stages.yml", "space.yml"))
+    with pytest.raises(ExperimentError, match=r"space\.yml: prune\.sparsty .*did you mean prune\.sparsity"):
+        load_config(config)
+
+
+def test_the_recipe_of_a_command():
+    assert recipe_of("python -m nni_plugins.trial recipe.yml", "/a") == Path("/a/recipe.yml")
+    assert recipe_of("cd b && /usr/bin/python -m nni_plugins.trial ../r.yml", "/a") == Path("/a/../r.yml")
+    assert recipe_of("python train.py", "/a") is None
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["conv1", "layer1.0.conv1", "layer1.1.conv1", "layer2.0.conv1"], ["conv1", "layer1", "layer2"]),
+        (["features.0", "features.3.conv", "features.3.expand"], ["features.0", "features.3"]),
+        (["net.body.0", "net.body.2", "net.body.4"], ["net.body.0", "net.body.2", "net.body.4"]),
+        (["fc"], ["fc"]),
+        (["a.q:heads", "a.q:dims"], ["a.q"]),
+    ],
+)
+def test_stages(names, expected):
+    assert stages(names) == expected
+
+
+def _groups():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 12, 3), nn.Flatten(), nn.Linear(12 * 16, 2))
+    graph = ChannelGraph.watch(model, torch.randn(1, 3, 8, 8))
+    return [group for group in graph.groups if group.prunable]
+
+
+def test_spaces_of_a_model_fit_its_recipe():
+    groups = _groups()
+    for space in (sparsity_space(groups), sparsity_space(groups, levels=5), ranking_space(groups)):
+        check_against(check_space(space), recipe_from_dict({}))
+    assert sparsity_space(groups, levels=3, highest=0.5)["prune.groups.0"]["_value"] == [0.0, 0.25, 0.5]
+    for wrong in ({"lowest": 0.5, "highest": 0.4}, {"highest": 1.0}, {"levels": 1}, {"per": "layer"}):
+        with pytest.raises(SearchError):
+            sparsity_space(groups, **wrong)
+
+
+def test_the_command_writes_a_space_that_is_valid(tmp_path):
+    recipe = str(ROOT / "experiments" / "digits" / "recipe.yml")
+    for arguments in (["--per", "stage"], ["--levels", "4"], ["--kind", "ranking"], ["--json"]):
+        path = tmp_path / "space.yml"
+        result = CliRunner().invoke(commands, ["space", recipe, *arguments, "--output", str(path)])
+        assert result.exit_code == 0, result.output
+        space = load_space(path)
+        check_against(space, recipe_from_dict({}))
+        if "--json" in arguments:
+            assert json.loads(path.read_text()) == space
+    result = CliRunner().invoke(commands, ["space", recipe, "--highest", "1.2"])
+    assert result.exit_code == 1
+    assert "Traceback" not in result.output
