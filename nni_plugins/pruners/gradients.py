@@ -7,12 +7,14 @@ nothing, at no cost.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from nni.compression.utils.evaluator import ForwardHook, TensorHook
 from torch import Tensor, nn
+
+from nni_plugins.pruners.finite import all_finite
 
 if TYPE_CHECKING:
     from nni.compression.utils.evaluator import Evaluator
@@ -42,17 +44,17 @@ class Moments:
 
     def add(self, first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> None:
         """Count one minibatch; one whose gradients are not finite (a skipped AMP step) is left out."""
-        if (
-            not first
-            or not torch.isfinite(torch.stack([a.sum(dtype=torch.float64).cpu() for a in first.values()])).all()
-        ):
+        if not first:
+            return
+        names, values = list(first), _wide(first.values())
+        squares = list(torch._foreach_mul(values, values))
+        if not all_finite(squares):
             return
         self.count += 1
-        for name, a in first.items():
-            _accumulate(self._square, name, a * a)
-            if second:
-                _accumulate(self._first, name, a)
-                _accumulate(self._second, name, second[name])
+        _add(self._square, names, squares)
+        if second:
+            _add(self._first, names, values)
+            _add(self._second, names, _wide(second[name] for name in names))
 
     def importance(self) -> dict[str, Tensor]:
         """Mean over minibatches of a², or of (−a + ½k)² with the mean curvature k."""
@@ -99,9 +101,12 @@ class WeightGradients:
         self.moments = Moments()
         self._first: dict[str, Tensor] = {}
         self._second: dict[str, Tensor] = {}
+        self._waiting: dict[str, Tensor] = {}
+        self._in_step = False
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was gathered since the last reset."""
+        self._multiply()
         return {"moments": self.moments.state_dict(), "first": self._first, "second": self._second}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -116,13 +121,28 @@ class WeightGradients:
             evaluator.patch_loss(self._differentiate_twice)
         else:
             evaluator.register_hooks([TensorHook(p, name, self._hook(name)) for name, p in self.parameters.items()])
+            evaluator.patch_optimizer_step(before_step_tasks=[self._before_step], after_step_tasks=[])
 
     def _hook(self, name: str) -> Callable[[list], Callable[[Tensor], None]]:
         def collect(gradient: Tensor) -> None:
             if self.active:
-                _accumulate(self._first, name, self.parameters[name].detach() * gradient.detach())
+                _accumulate(self._waiting, name, gradient.detach())
+                if self._in_step:
+                    self._multiply()
 
         return lambda _: collect
+
+    def _before_step(self) -> None:
+        self._multiply()
+        self._in_step = True  # what a closure differentiates within the step may see weights that change in it
+
+    @torch.no_grad()
+    def _multiply(self) -> None:
+        """Multiply the gradients that have come since the weights last changed by the weights, all in one call."""
+        if self._waiting:
+            names, self._waiting, waiting = list(self._waiting), {}, self._waiting
+            gradients = [g.to_dense() if g.is_sparse else g for g in waiting.values()]
+            _add(self._first, names, list(torch._foreach_mul([self.parameters[name] for name in names], gradients)))
 
     def _differentiate_twice(self, loss: Tensor, _: Any) -> Tensor:
         assert self.directions is not None
@@ -147,6 +167,8 @@ class WeightGradients:
 
     def end_of_minibatch(self) -> None:
         """Close a minibatch."""
+        self._multiply()
+        self._in_step = False
         self.moments.add(self.reduce(self._first), self.reduce(self._second) if self._second else {})
         self._first, self._second = {}, {}
 
@@ -211,6 +233,20 @@ class OutputGradients:
 
 def _accumulate(into: dict[str, Tensor], name: str, value: Tensor) -> None:
     into[name] = into[name] + value if name in into else value
+
+
+def _add(into: dict[str, Tensor], names: list[str], values: list[Tensor]) -> None:
+    """Accumulate many at once; what is there is not changed in place where something new comes in."""
+    if all(name in into for name in names):
+        torch._foreach_add_([into[name] for name in names], values)
+    else:
+        for name, value in zip(names, values, strict=True):
+            _accumulate(into, name, value)
+
+
+def _wide(values: Iterable[Tensor]) -> list[Tensor]:
+    """Half-precision values as float32: their squares would not fit."""
+    return [value.float() if value.dtype in (torch.float16, torch.bfloat16) else value for value in values]
 
 
 def _placed(values: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from nni_plugins.pruners.config import check_whole
 from nni_plugins.pruners.errors import PruningError
+from nni_plugins.pruners.finite import all_finite
 from nni_plugins.pruners.schedule import Schedule, as_schedule
 from nni_plugins.pruners.weights import WeightPruner
 
@@ -70,26 +71,43 @@ class GradientWeightPruner(WeightPruner):
         # the weights before a step are known before it, the gradients (Lightning's are made in the step) after it
         evaluator.patch_optimizer_step(before_step_tasks=[self._before_step], after_step_tasks=[])
 
+    @torch.no_grad()
     def _before_step(self) -> None:
-        if not self.finished:
-            self._before = {name: p.detach().clone() for name, p in self.parameters.items()}
+        if self.finished:
+            return
+        now = self.parameters
+        held = list(self._before.values())
+        if list(now) == list(self._before) and all(
+            b.device == p.device for b, p in zip(held, now.values(), strict=True)
+        ):
+            torch._foreach_copy_(held, list(now.values()))  # one call, and no memory to find
+        else:
+            self._before = {name: p.detach().clone() for name, p in now.items()}
 
     @torch.no_grad()
     def _after_step(self) -> None:
         if not self.finished:
             self._count_step()
         super()._after_step()
+        if self.finished:
+            self._before = {}
 
     def _count_step(self) -> None:
         """Add |w·g| of the step that was just made; w is the weight before it."""
         found = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
-        seen = [g.abs().sum(dtype=torch.float64).cpu() for g in found.values()]
-        if found and bool(torch.isfinite(torch.stack(seen)).all()):
-            self._count += 1
-            for name, gradient in found.items():
-                product = (self._before[name] * gradient).abs()
+        if not found:
+            return
+        gradients = [g.to_dense() if g.is_sparse else g for g in found.values()]
+        products = torch._foreach_mul([self._before[name] for name in found], gradients)
+        torch._foreach_abs_(products)
+        if not all_finite(products):
+            return
+        self._count += 1
+        if list(self._sums) == list(found):
+            torch._foreach_add_(list(self._sums.values()), products)
+        else:
+            for name, product in zip(found, products, strict=True):
                 self._sums[name] = self._sums[name] + product if name in self._sums else product
-        self._before = {}
 
     def _scores(self) -> dict[str, Tensor]:
         if not self._sums:

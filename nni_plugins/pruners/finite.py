@@ -1,0 +1,24 @@
+"""Whether a step's numbers are finite: AMP's scaler skips those that are not, and so do the scores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+
+@torch.no_grad()
+def all_finite(values: Iterable[Tensor]) -> bool:
+    """Say whether tensors of values that are not negative hold no inf and no nan; one answer is waited for, not many.
+
+    Parameters
+    ----------
+    values : iterable of torch.Tensor
+        Squares or absolute values, on any devices.
+    """
+    peaks = [peak.float() for peak in torch._foreach_max([value for value in values if value.numel()])]
+    by_device: dict[torch.device, list[Tensor]] = {}
+    for peak in peaks:
+        by_device.setdefault(peak.device, []).append(peak)
+    return all(bool(torch.isfinite(torch.stack(found)).all()) for found in by_device.values())
