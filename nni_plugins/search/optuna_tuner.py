@@ -1,0 +1,369 @@
+"""Optuna's samplers behind NNI's tuner interface: objectives, constraints, conditional spaces, several trials at once.
+
+Akiba et al., "Optuna: a next-generation hyperparameter optimization framework", KDD 2019. TPE is its multivariate form
+with groups (Falkner et al., BOHB, 2018), NSGA-II that of Deb et al., 2002.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import warnings
+from functools import partial
+from typing import Any
+
+import nni
+import numpy as np
+from nni.utils import ClassArgsValidator
+
+from nni_plugins.search.base import RecordedTuner
+from nni_plugins.search.errors import SearchError
+from nni_plugins.search.journal import Record
+from nni_plugins.search.objectives import Front, read_constraints, read_objectives, violations, write_json
+from nni_plugins.search.optuna_space import Parameter, Space
+from nni_plugins.search.places import experiment_folder
+
+_logger = logging.getLogger(__name__)
+
+SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "tpe": ("TPESampler", {"multivariate": True, "group": True, "constant_liar": True}),
+    "gp": ("GPSampler", {"warn_independent_sampling": False}),
+    "cmaes": ("CmaEsSampler", {"warn_independent_sampling": False}),
+    "nsga2": ("NSGAIISampler", {"population_size": 20}),
+    "nsga3": ("NSGAIIISampler", {"population_size": 20}),
+    "random": ("RandomSampler", {}),
+    "qmc": ("QMCSampler", {"scramble": True, "warn_independent_sampling": False}),
+}
+"""Optuna's class of each sampler, and what differs from Optuna's defaults."""
+PARETO = "pareto.json"
+ATTEMPTS = 20
+"""How often a sampler is asked again for a point that has not been tried."""
+
+
+class OptunaTuner(RecordedTuner):
+    """A tuner for NNI that asks one of Optuna's samplers.
+
+    Parameters
+    ----------
+    sampler : {'tpe', 'gp', 'cmaes', 'nsga2', 'nsga3', 'random', 'qmc'}
+        Which one. CMA-ES has one objective, and draws choices and what lies in their branches at random.
+    sampler_args : dict, optional
+        Further keyword arguments of Optuna's class, such as ``population_size`` of NSGA-II.
+    optimize_mode : {'maximize', 'minimize'}
+        Which way ``default`` is better, where there are no ``objectives``.
+    objectives : list of dict, optional
+        ``{name, direction}`` each: entries of the dictionary that a trial reports. By default ``default`` alone.
+    constraints : list of dict, optional
+        ``{name, max}`` or ``{name, min}``: bounds on entries of that dictionary. By default a trial says itself
+        whether bounds are broken, as those of this package do (``broken_bounds``, ``feasible``).
+    seed : int, optional
+        Makes suggestions repeatable. After a resume they go on differently, and do not begin again.
+    n_startup_trials : int, optional
+        Random trials at first, of samplers that have them; 10 where nothing is said.
+    deduplicate : bool
+        Whether a point that has been tried is not tried again (evolution repeats parents, and discrete spaces are
+        small). When none is left the search ends.
+
+    Notes
+    -----
+    The study lives in memory. What a trial was and what it gave is written to ``optuna.jsonl`` in the experiment's
+    checkpoint folder after each event, and the front to ``pareto.json`` in the experiment's folder.
+    """
+
+    name = "optuna"
+
+    def __init__(
+        self,
+        sampler: str = "tpe",
+        sampler_args: dict[str, Any] | None = None,
+        optimize_mode: str = "maximize",
+        objectives: list[dict[str, str]] | None = None,
+        constraints: list[dict[str, Any]] | None = None,
+        seed: int | None = None,
+        n_startup_trials: int | None = None,
+        deduplicate: bool = True,
+    ) -> None:
+        super().__init__()
+        self.objectives = read_objectives(objectives, optimize_mode)
+        self.constraints = read_constraints(constraints)
+        self.sampler, self.deduplicate = sampler, deduplicate
+        self.sampler_args = sampler_arguments(sampler, sampler_args, n_startup_trials, len(self.objectives))
+        self._group_is_given = bool({"group", "multivariate"} & set(sampler_args or {}))
+        self.seed = int(np.random.default_rng().integers(2**31)) if seed is None else seed
+        self.front = Front(self.objectives)
+        self.space: Space | None = None
+        self._trials: dict[int, Any] = {}
+        self._asked: Any = None  # Optuna's trial of the parameters that have just been suggested
+        self._own: Any = None  # or parameters that are not Optuna's
+        self._study: Any = None
+        self._make_sampler(self.seed)  # a wrong argument is found now
+
+    def pareto_front(self) -> list[dict[str, Any]]:
+        """Return the trials that none beats: ``number``, ``trial`` (NNI's id), ``values`` and ``parameters`` of each.
+
+        Only trials whose constraints hold are in it. With one objective it is the best trial, or several that are
+        equal.
+        """
+        with self._lock:
+            return self.front.to_list()
+
+    def _set_space(self, space: dict[str, Any]) -> None:
+        self.space = Space(space)
+        if self.sampler == "tpe" and not self._group_is_given:  # without branches one group holds all, at less cost
+            self.sampler_args["group"] = any(parameter.nested for parameter in self.space.parameters)
+        self._study = self._new_study(self._make_sampler(self._next_seed()))
+        self._trials.clear()
+        for record in self.journal.records:
+            self._started(record)
+            if record.state == "done":
+                self._tell(record)
+
+    def _suggest(self) -> dict[str, Any]:
+        assert self.space is not None, "update_search_space comes first"
+        parameters: dict[str, Any] = {}
+        again = self.deduplicate
+        for attempt in range(ATTEMPTS if again else 1):
+            trial = self._study.ask()
+            parameters = self.space.suggest(partial(_ask, trial))
+            if not (again and self.journal.seen(parameters)):
+                self._asked = trial
+                return parameters
+            if attempt + 1 < ATTEMPTS:
+                self._forget(trial)
+        self._forget(trial)
+        self._own = self._unseen(parameters)
+        return self._own
+
+    def _unseen(self, fallback: dict[str, Any]) -> dict[str, Any]:
+        """A point that has not been tried, near the one that the sampler insists on, or any."""
+        assert self.space is not None
+        rng = np.random.default_rng([self.seed, len(self.journal.records)])
+        wanted = self.space.inner(fallback)
+        for attempt in range(50 * ATTEMPTS):
+            share = min(1.0, (attempt + 1) / (10 * ATTEMPTS))  # of the parameters that are drawn afresh
+
+            def draw(parameter: Parameter, share: float = share) -> Any:
+                if parameter.name in wanted and rng.random() > share:
+                    return wanted[parameter.name]
+                low, high = getattr(parameter.distribution, "low", 0), getattr(parameter.distribution, "high", None)
+                if high is None:
+                    return int(rng.integers(len(parameter.values)))
+                if isinstance(low, int):
+                    return int(rng.integers(low, high + 1))
+                if getattr(parameter.distribution, "log", False):
+                    return min(max(float(np.exp(rng.uniform(np.log(low), np.log(high)))), low), high)
+                return float(rng.uniform(low, high))
+
+            parameters = self.space.suggest(draw)
+            if not self.journal.seen(parameters):
+                return parameters
+        tried = sum(1 for record in self.journal.records if record.state != "failed")
+        if tried >= self.space.size:
+            raise nni.NoMoreTrialError(f"all {self.space.size:.0f} points of the search space have been tried")
+        return fallback
+
+    def _started(self, record: Record) -> None:
+        assert self.space is not None
+        if self._asked is not None:
+            self._trials[record.number], self._asked = self._asked, None
+        elif record.state == "running" and (record.resumed or self._own is record.parameters):
+            self._enqueue(record)
+        self._own = None
+
+    def _learn(self, record: Record) -> None:
+        values = self._values(record)
+        if values is not None and self.front.add(record, values, max(violations(record, self.constraints)) <= 0):
+            _logger.info("trial %s is on the front: %s", record.job or record.number, values)
+        self._tell(record)
+        folder = experiment_folder()
+        if folder is not None and self._ready:
+            self._write_front(folder)
+
+    def _failed(self, record: Record) -> None:
+        trial = self._trials.pop(record.number, None)
+        if trial is not None:
+            self._forget(trial)
+
+    def _restored(self) -> None:
+        self._study.sampler = self._make_sampler(self._next_seed())
+
+    def _write_front(self, folder: Any) -> None:
+        done = self.journal.done()
+        state = {
+            "objectives": [{"name": one.name, "direction": one.direction} for one in self.objectives],
+            "finished": len(done),
+            "failed": sum(record.state == "failed" for record in self.journal.records),
+            "front": self.front.to_list(),
+        }
+        write_json(folder / PARETO, state)
+
+    def _values(self, record: Record) -> list[float] | None:
+        found = []
+        for one in self.objectives:
+            number = record.number_of(one.name)
+            if number is None:
+                known = sorted(record.value) if isinstance(record.value, dict) else ["default"]
+                has = "is no finite number" if one.name in known else f"is not there, of {', '.join(known)}"
+                _logger.error("trial %s: %s %s; it counts as failed", record.job or record.number, one.name, has)
+                return None
+            found.append(number)
+        return found
+
+    # Optuna's side
+
+    def _make_sampler(self, seed: int) -> Any:
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        name, _ = SAMPLERS[self.sampler]
+        arguments = dict(self.sampler_args)
+        if self.sampler == "cmaes" and self._study is not None and self.journal.done():
+            known = [t for t in self._study.get_trials(deepcopy=False) if t.state.name == "COMPLETE"]
+            if len(known) >= 10 and not {"x0", "sigma0", "use_separable_cma"} & set(arguments):
+                arguments["source_trials"] = known  # its own state is a pickle, which is not kept
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                return getattr(optuna.samplers, name)(seed=seed, **arguments)
+            except (TypeError, ValueError) as error:
+                raise SearchError(f"sampler_args do not fit {self.sampler}: {str(error).splitlines()[0]}") from None
+
+    def _new_study(self, sampler: Any) -> Any:
+        import optuna
+
+        directions: list[Any] = [one.direction for one in self.objectives]
+        return optuna.create_study(directions=directions, sampler=sampler)
+
+    def _next_seed(self) -> int:
+        known = len(self.journal.records)
+        return self.seed if not known else int(np.random.SeedSequence([self.seed, known]).generate_state(1)[0] >> 1)
+
+    def _forget(self, trial: Any) -> None:
+        from optuna.trial import TrialState
+
+        self._study.tell(trial, state=TrialState.FAIL)
+
+    def _enqueue(self, record: Record) -> None:
+        """Make Optuna know of a trial that runs, but that it did not suggest."""
+        fitting = self._fitting(record)
+        if fitting is None:
+            return
+        from optuna.trial import TrialState, create_trial
+
+        frozen = create_trial(
+            state=TrialState.RUNNING, params=fitting[0], distributions=fitting[1], system_attrs=self._generation()
+        )
+        before = len(self._study.get_trials(deepcopy=False))
+        self._study.add_trial(frozen)
+        self._trials[record.number] = before
+
+    def _tell(self, record: Record) -> None:
+        from optuna.trial import TrialState, create_trial
+
+        values = self._values(record)
+        trial = self._trials.pop(record.number, None)
+        excess = [] if self.sampler == "cmaes" else violations(record, self.constraints)
+        if trial is not None and not isinstance(trial, int):
+            if values is None:
+                self._forget(trial)
+                return
+            for i, one in enumerate(excess):
+                trial.set_constraint(f"c{i}", one)
+            self._study.tell(trial, values)
+            return
+        if trial is not None:
+            self._forget(trial)
+        fitting = self._fitting(record)
+        if values is None or fitting is None:
+            return
+        frozen = create_trial(
+            state=TrialState.COMPLETE,
+            values=values,
+            params=fitting[0],
+            distributions=fitting[1],
+            system_attrs=self._generation(),
+            constraints={f"c{i}": one for i, one in enumerate(excess)},
+        )
+        self._study.add_trial(frozen)
+
+    def _fitting(self, record: Record) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        assert self.space is not None
+        try:
+            inner = self.space.inner(record.parameters)
+        except SearchError as error:
+            _logger.warning("trial %s: %s; the sampler does not learn from it", record.job or record.number, error)
+            return None
+        return inner, self.space.distributions(inner)
+
+    def _generation(self) -> dict[str, Any]:
+        """What marks a trial that NSGA did not suggest as a member of a population."""
+        sampler = self._study.sampler
+        if not hasattr(sampler, "_get_generation_key"):
+            return {}
+        trials = self._study.get_trials(deepcopy=False)
+        count = sum(t.state.name == "COMPLETE" for t in trials)
+        return {sampler._get_generation_key(): count // sampler.population_size}
+
+
+def _ask(trial: Any, parameter: Parameter) -> Any:
+    from optuna.distributions import CategoricalDistribution, IntDistribution
+
+    distribution: Any = parameter.distribution
+    if isinstance(distribution, CategoricalDistribution):
+        return trial.suggest_categorical(parameter.name, distribution.choices)
+    if isinstance(distribution, IntDistribution):
+        return trial.suggest_int(parameter.name, distribution.low, distribution.high)
+    return trial.suggest_float(parameter.name, distribution.low, distribution.high, log=distribution.log)
+
+
+def sampler_arguments(sampler: str, given: Any, n_startup_trials: Any, objectives: int) -> dict[str, Any]:
+    """Check ``sampler`` and its arguments; return the keyword arguments of Optuna's class but for the seed."""
+    import optuna
+
+    if sampler not in SAMPLERS:
+        raise SearchError(f"sampler is {sampler!r}; it must be one of {', '.join(SAMPLERS)}")
+    if sampler == "cmaes" and objectives > 1:
+        raise SearchError("sampler cmaes has one objective; take tpe, gp, nsga2 or nsga3 for several")
+    if given is not None and not isinstance(given, dict):
+        raise SearchError(f"sampler_args is {given!r}; it must be names and values")
+    name, defaults = SAMPLERS[sampler]
+    signature = inspect.signature(getattr(optuna.samplers, name)).parameters
+    known = [item for item in signature if item not in ("seed", "n_startup_trials", "constraints_func")]
+    for item in given or {}:
+        if item not in known:
+            raise SearchError(f"sampler_args.{item} is not an argument of {sampler}; known: {', '.join(known)}")
+    arguments = {**defaults, **(given or {})}
+    if n_startup_trials is not None:
+        if type(n_startup_trials) is not int or n_startup_trials < 0:
+            raise SearchError(f"n_startup_trials is {n_startup_trials!r}; it must be a whole number, 0 or more")
+        if "n_startup_trials" in signature:
+            arguments["n_startup_trials"] = n_startup_trials
+    elif sampler == "cmaes":
+        arguments["n_startup_trials"] = 10
+    return arguments
+
+
+class OptunaClassArgsValidator(ClassArgsValidator):
+    """Checks ``classArgs`` of ``config.yml`` before the experiment starts."""
+
+    def validate_class_args(self, **kwargs: Any) -> None:
+        """Raise :class:`SearchError`, in one line."""
+        check_names(OptunaTuner, kwargs)
+        check_seed(kwargs.get("seed"))
+        if not isinstance(kwargs.get("deduplicate", True), bool):
+            raise SearchError(f"deduplicate is {kwargs['deduplicate']!r}; it must be true or false")
+        OptunaTuner(**kwargs)
+
+
+def check_names(tuner: type, given: dict[str, Any]) -> None:
+    """Raise where a class argument is not one of the tuner's."""
+    known = list(inspect.signature(tuner).parameters)
+    for name in given:
+        if name not in known:
+            raise SearchError(f"{tuner.__name__}: {name} is not a class argument; known: {', '.join(known)}")
+
+
+def check_seed(seed: Any) -> None:
+    """Raise where a seed is no whole number."""
+    if seed is not None and (type(seed) is not int or not 0 <= seed < 2**32):
+        raise SearchError(f"seed is {seed!r}; it must be a whole number in [0, 4294967296)")
