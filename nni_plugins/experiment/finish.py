@@ -10,10 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nni_plugins.experiment.best_trials import FINETUNED, finetune_best
 from nni_plugins.experiment.errors import ExperimentError
 from nni_plugins.experiment.folders import METRICS, read_json
 from nni_plugins.experiment.manifest import Known
-from nni_plugins.experiment.trials import Trial, best
+from nni_plugins.experiment.trials import Trial, ranked
 from nni_plugins.report.environment import environment
 from nni_plugins.report.findings import Candidate, Findings, ModelFigures, StockCheck
 
@@ -58,11 +59,16 @@ def finish(known: Known, output: Path | None, say: Callable[[str], Any]) -> tupl
     from nni_plugins.training.errors import NoTestSplit
 
     trials = known.trials()
-    winner = best(trials)
-    if winner is None or winner.folder is None:
+    order = ranked(trials)
+    if not order:
         raise ExperimentError(no_winner(known, trials))
-    recipe = load_recipe(winner.folder / "recipe.yml")
-    metrics = read_json(winner.folder / METRICS) or {}
+    quick = load_recipe(folder_of(order[0]) / "recipe.yml").search.mode == "quick"
+    if quick:
+        trials = finetune_best(known, trials, say)
+        order = ranked(trial for trial in trials if trial.metrics.get("finetuned")) or ranked(trials)
+    winner = order[0]
+    recipe = load_recipe(folder_of(winner) / "recipe.yml")
+    metrics = read_json(folder_of(winner) / METRICS) or {}
     dense = prepare_dense(recipe, known.folder / "dense", say)
     say(f"trial {winner.id} is the best; reading the test split")
     test: dict[str, float | None] = {"dense": None, "compact": None}
@@ -71,7 +77,7 @@ def finish(known: Known, output: Path | None, say: Callable[[str], Any]) -> tupl
     except NoTestSplit as error:
         say(f"no test figures: {error}")
     say("taking it through NNI's own ModelSpeedup")
-    latency = latencies(recipe, dense.path, winner.folder / "compact.safetensors")
+    latency = latencies(recipe, dense.path, folder_of(winner) / "compact.safetensors")
     findings = Findings(
         title=known.name or known.id,
         metric=str(metrics.get("metric", "accuracy")),
@@ -83,15 +89,15 @@ def finish(known: Known, output: Path | None, say: Callable[[str], Any]) -> tupl
         max_error=float(metrics["max_error"]),
         relative_error=float(metrics["relative_error"]),
         tolerance=recipe.speedup.tolerance,
-        stock=stock_check(recipe, winner.folder),
+        stock=stock_check(recipe, folder_of(winner)),
         bounds=bounds(recipe),
         seconds=duration(known),
         environment=environment(),
         commands=commands(known),
-        recipe=(winner.folder / "recipe.yml").read_text(encoding="utf-8"),
+        recipe=(folder_of(winner) / "recipe.yml").read_text(encoding="utf-8"),
         experiment={"id": known.id, "folder": str(known.folder)},
     )
-    return findings, write(findings, output or Path("outputs") / f"{findings.title}-{known.id}", winner.folder)
+    return findings, write(findings, output or Path("outputs") / f"{findings.title}-{known.id}", folder_of(winner))
 
 
 def write(findings: Findings, output: Path, source: Path) -> Path:
@@ -116,13 +122,12 @@ def test_figures(recipe: Recipe, winner: Trial, dense: DenseBaseline, record: Pa
     """The test metric of the dense and of the compact model: read once, kept in `record`, then taken from there."""
     from nni_plugins.training import evaluate_test
 
-    assert winner.folder is not None
     known = read_json(record)
     if known is not None and known.get("trial") == winner.id:
         return {"dense": known["dense"], "compact": known["compact"]}
     figures = {
         "dense": float(evaluate_test(recipe, dense.path)["accuracy"]),
-        "compact": float(evaluate_test(recipe, winner.folder / "compact.safetensors")["accuracy"]),
+        "compact": float(evaluate_test(recipe, folder_of(winner) / "compact.safetensors")["accuracy"]),
     }
     record.write_text(json.dumps({"trial": winner.id, **figures}), encoding="utf-8")
     return figures
@@ -151,6 +156,12 @@ def stock_check(recipe: Recipe, folder: Path) -> StockCheck:
         return StockCheck(False, float("nan"), f"NNI's code fails on this model ({type(error).__name__}: {words})")
 
 
+def folder_of(trial: Trial) -> Path:
+    """The folder of a ranked trial, which has one."""
+    assert trial.folder is not None
+    return trial.folder
+
+
 def no_winner(known: Known, trials: list[Trial]) -> str:
     """Why there is nothing to report, in one line."""
     if not trials:
@@ -172,6 +183,8 @@ def candidate(trial: Trial) -> Candidate:
     note = trial.reason
     if finished and broken:
         note = "over the bound on " + ", ".join(broken) + ("" if metrics.get("finetuned", True) else ", not fine-tuned")
+    elif finished and trial.folder is not None and trial.folder.parent.name == FINETUNED:
+        note = "fine-tuned at the end"
     return Candidate(
         id=trial.id,
         sequence=trial.sequence,
@@ -182,6 +195,7 @@ def candidate(trial: Trial) -> Candidate:
         parameters=trial.parameters,
         note=note,
         feasible=bool(metrics.get("feasible", True)),
+        latency_ms=metrics.get("latency_ms") if finished else None,
     )
 
 

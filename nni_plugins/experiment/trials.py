@@ -138,13 +138,11 @@ def profile_from_database(experiment: Path) -> dict[str, Any]:
     return dict(zip(names, (json.loads(row[0]), *row[1:]), strict=True))
 
 
-def best(trials: Iterable[Trial]) -> Trial | None:
-    """The succeeded trial with the largest ``default``, of equal ones the cheapest, whose metrics are in its folder."""
+def ranked(trials: Iterable[Trial]) -> list[Trial]:
+    """The succeeded trials whose metrics are in their folders: the best first, of equal ones the cheapest."""
     succeeded = [trial for trial in trials if trial.status == "SUCCEEDED" and trial.default is not None]
-    ranked = sorted(
-        succeeded, key=lambda trial: (-(trial.default or 0.0), trial.metrics.get("macs", 0), trial.sequence)
-    )
-    return next((trial for trial in ranked if trial.folder and read_json(trial.folder / METRICS)), None)
+    order = sorted(succeeded, key=lambda trial: (-(trial.default or 0.0), trial.metrics.get("macs", 0), trial.sequence))
+    return [trial for trial in order if trial.folder and read_json(trial.folder / METRICS)]
 
 
 def _connect(experiment: Path) -> sqlite3.Connection:
@@ -169,7 +167,10 @@ def _parameters(text: str | None) -> dict[str, Any]:
     except ValueError:
         return {}
     parameters = record.get("parameters") if isinstance(record, dict) else None
-    return parameters if isinstance(parameters, dict) else {}
+    if not isinstance(parameters, dict):
+        return {}
+    sample = parameters.get("sample")  # of an architecture search, whose parameters are a whole model space
+    return sample if "model_symbol" in parameters and isinstance(sample, dict) else parameters
 
 
 def _metrics(text: str | None) -> dict[str, Any]:

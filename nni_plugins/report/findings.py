@@ -7,6 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+LATENCY_NOISE = math.log(1.05)
+"""Latencies nearer than this, by their logarithm, count as equal."""
+
 
 @dataclass(frozen=True)
 class ModelFigures:
@@ -55,6 +58,8 @@ class Candidate:
         Why it failed, or why it does not count.
     feasible
         Whether it meets the bounds of the objective.
+    latency_ms
+        Milliseconds of one input, or ``None`` where it was not measured.
     """
 
     id: str
@@ -66,6 +71,7 @@ class Candidate:
     parameters: dict[str, Any] = field(default_factory=dict)
     note: str = ""
     feasible: bool = True
+    latency_ms: float | None = None
 
 
 @dataclass(frozen=True)
@@ -145,9 +151,35 @@ class Findings:
     recipe: str = ""
     experiment: dict[str, str] = field(default_factory=dict)
 
+    def front(self) -> list[Candidate]:
+        """The trials that no other one is at least as good as in metric, MACs and latency, and better in one.
+
+        Cheapest first; latencies that differ by less than 5% count as equal, since trials measure beside each other.
+        """
+        sign = 1.0 if self.higher_is_better else -1.0
+        points = {
+            one.id: (-sign * one.metric, float(one.macs), math.log(one.latency_ms) if one.latency_ms else 0.0)
+            for one in self.candidates
+            if one.metric is not None and one.macs is not None and one.feasible
+        }
+
+        def beats(other: tuple[float, ...], this: tuple[float, ...]) -> bool:
+            slack = (0.0, 0.0, LATENCY_NOISE)
+            no_worse = all(a <= b + s for a, b, s in zip(other, this, slack, strict=True))
+            return no_worse and any(a < b - s for a, b, s in zip(other, this, slack, strict=True))
+
+        found = [
+            one
+            for one in self.candidates
+            if one.id in points and not any(beats(other, points[one.id]) for other in points.values())
+        ]
+        return sorted(found, key=lambda one: (one.macs or 0, one.sequence))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON, which has no NaN: null stands for a figure that there is not."""
-        return {name: _finite(value) for name, value in asdict(self).items()}
+        return {name: _finite(value) for name, value in asdict(self).items()} | {
+            "front": [one.id for one in self.front()]
+        }
 
 
 def _finite(value: Any) -> Any:

@@ -31,6 +31,8 @@ def page(findings: Findings, plot: str = "pareto.png", files: Sequence[str] = ()
     parts = [f"# {findings.title}: the compact model", _headline(findings), markdown_table(*comparison(findings))]
     parts += [f"![{findings.metric} against MACs, all trials]({plot})"]
     parts += ["## Proof", *proof_lines(findings)]
+    if len(findings.front()) > 1:
+        parts += ["## Pareto front", FRONT, markdown_table(*_front(findings), left=(0, 4))]
     parts += ["## Trials", _counts(findings), markdown_table(*_trials(findings), left=(0, 3, 4))]
     if files:
         parts += ["## Files", "\n".join(f"- {line}" for line in files)]
@@ -75,6 +77,25 @@ def _counts(findings: Findings) -> str:
     return f"{words}{took}" + (f"; bounds of the objective: {bounds}." if bounds else ".")
 
 
+FRONT = "The trials within the bounds that no other one beats in the metric, MACs and latency at once (on validation)."
+
+
+def _front(findings: Findings) -> tuple[list[str], list[list[str]]]:
+    """Cheapest first."""
+    rows = []
+    for one in findings.front():
+        name = f"**{one.id}** (chosen)" if one.id == findings.chosen else one.id
+        cost = f"{amount(one.macs or 0)} ({100 * (one.macs or 0) / findings.dense.macs:.0f}%)"
+        latency = "–" if one.latency_ms is None else f"{one.latency_ms:.2f} ms"
+        rows.append([name, quality(one.metric, findings.metric), cost, latency, _tried(one)])
+    return ["trial", f"validation {findings.metric}", "MACs", "latency", "what it tried"], rows
+
+
+def _tried(one: Candidate) -> str:
+    values = one.parameters.items()
+    return ", ".join(f"{key.removeprefix('prune.')} {_short(value)}" for key, value in values)
+
+
 def _trials(findings: Findings) -> tuple[list[str], list[list[str]]]:
     """Best first; those without a figure at the end, with their reason."""
 
@@ -84,10 +105,9 @@ def _trials(findings: Findings) -> tuple[list[str], list[list[str]]]:
     rows = []
     for one in sorted(findings.candidates, key=rank):
         name = f"**{one.id}** (chosen)" if one.id == findings.chosen else one.id
-        values = ", ".join(f"{key.removeprefix('prune.')} {_short(value)}" for key, value in one.parameters.items())
         cost = "–" if one.macs is None else f"{amount(one.macs)} ({100 * one.macs / findings.dense.macs:.0f}%)"
         ended = one.status.lower().replace("_", " ") + (f": {one.note}" if one.note else "")
-        rows.append([name, quality(one.metric, findings.metric), cost, values, ended])
+        rows.append([name, quality(one.metric, findings.metric), cost, _tried(one), ended])
     return ["trial", f"validation {findings.metric}", "MACs", "what it tried", "end"], rows
 
 

@@ -64,9 +64,9 @@ def save_pareto(findings: Findings, path: Path, dots_per_inch: int = 200) -> Non
         axes.axhline(dense, color=INK, linewidth=0.7, linestyle=":", alpha=0.7, zorder=1)
     bound = findings.bounds.get("macs")
     if isinstance(bound, (int, float)):
-        limit = bound * findings.dense.macs / scale
+        limit = (bound * findings.dense.macs if bound <= 1 else bound) / scale
         axes.axvline(limit, color=INK, linewidth=0.9, linestyle="--", alpha=0.6, zorder=1)
-        note = f" budget: {100 * bound:.0f}% of the MACs"
+        note = f" budget: {100 * bound:.0f}% of the MACs" if bound <= 1 else f" budget: {limit:.3g} {unit}"
         axes.annotate(note, (limit, 0.97), xycoords=("data", "axes fraction"), fontsize=8, color=INK, va="top")
     _clip_outliers(axes, place(points)[1], findings)
     axes.set_xlabel(f"{unit} of one input")

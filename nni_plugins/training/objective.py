@@ -35,12 +35,17 @@ def excess(recipe: Recipe, metric: Metric, dense: DenseBaseline, values: Mapping
     for name in (*RELATIVE, "latency_ms"):
         bound = getattr(settings, name)
         if bound is not None and name in values:
-            limit = bound * getattr(dense, name) if name in RELATIVE else bound
+            limit = limit_of(name, bound, dense)
             broken[name] = values[name] / limit - 1
     if settings.accuracy is not None and "accuracy" in values:
         gap = metric.better(settings.accuracy) - metric.better(values["accuracy"])
         broken["accuracy"] = gap / max(abs(settings.accuracy), 1e-12)
     return {name: share for name, share in broken.items() if share > 1e-9}
+
+
+def limit_of(name: str, bound: float, dense: DenseBaseline) -> float:
+    """Return what a cost may be: bounds up to 1 are shares of the dense model's, larger ones numbers; latency is ms."""
+    return bound * getattr(dense, name) if name in RELATIVE and bound <= 1 else bound
 
 
 def objective(recipe: Recipe, metric: Metric, dense: DenseBaseline, values: Mapping[str, Any]) -> float:

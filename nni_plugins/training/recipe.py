@@ -21,7 +21,7 @@ import yaml
 from nni_plugins.training.errors import RecipeError, first_line
 from nni_plugins.training.schema import check, closest, field_paths, hints, option, plain, section
 
-MODEL_NAMES = ("mlp", "small_cnn", "resnet8", "resnet20", "resnet56", "mobilenetv2")
+MODEL_NAMES = ("mlp", "small_cnn", "resnet8", "resnet20", "resnet56", "mobilenetv2", "staged")
 DATA_NAMES = ("digits", "cifar10", "image_folder")
 LOSS_NAMES = ("cross_entropy", "mse", "l1", "bce")
 METRIC_NAMES = ("accuracy", "mse", "mae", "r2")
@@ -147,9 +147,11 @@ class ObjectiveSettings:
         "what is made best: accuracy (train.metric on validation), or the cost that is made small",
         choices=("accuracy", "macs", "params", "bytes", "latency_ms"),
     )
-    macs: float | None = option(None, "bound: share of the dense model's MACs", above=0)
-    params: float | None = option(None, "bound: share of the dense model's parameters", above=0)
-    bytes: float | None = option(None, "bound: share of the size of the dense model's file", above=0)
+    macs: float | None = option(None, "bound: share of the dense model's MACs; above 1, a number of MACs", above=0)
+    params: float | None = option(
+        None, "bound: share of the dense model's parameters; above 1, a number of them", above=0
+    )
+    bytes: float | None = option(None, "bound: share of the size of the dense model's file; above 1, bytes", above=0)
     latency_ms: float | None = option(None, "bound: milliseconds of one input on one thread", above=0)
     accuracy: float | None = option(None, "bound: worst validation metric that is accepted")
     penalty: float = option(10.0, "lost per unit of relative excess over the bounds", above=0)
@@ -211,8 +213,8 @@ class Recipe:
         Path(path).write_text(yaml.safe_dump(self.to_dict(), sort_keys=False), encoding="utf-8")
 
     def path_of(self, text: str) -> Path:
-        """Return the place that a path in the recipe means."""
-        return Path(self.folder or os.getcwd()) / Path(text).expanduser()
+        """Return the place that a path in the recipe means; ``~`` and variables such as ``$DATA`` are filled in."""
+        return Path(self.folder or os.getcwd()) / Path(os.path.expandvars(text)).expanduser()
 
     def dense_key(self) -> str:
         """Return a short hash of what decides the dense model: two recipes with one key share one baseline."""

@@ -10,7 +10,7 @@ import pytest
 
 from nni_plugins.experiment.errors import ExperimentError
 from nni_plugins.experiment.follow import describe, summary
-from nni_plugins.experiment.trials import Trial, best, from_database, from_rest, profile_from_database
+from nni_plugins.experiment.trials import Trial, from_database, from_rest, profile_from_database, ranked
 
 PARAMETERS = {"prune.sparsity": 0.4}
 HYPER = json.dumps({"parameter_id": 0, "parameter_source": "algorithm", "parameters": PARAMETERS, "parameter_index": 0})
@@ -80,13 +80,11 @@ def test_a_number_is_a_metric_too() -> None:
     assert trial.default == 0.5
 
 
-def test_best_needs_success_and_its_files(experiment: Path) -> None:
+def test_being_ranked_needs_success_and_its_files(experiment: Path) -> None:
     trials = from_database(experiment)
-    assert best(trials) is None
+    assert ranked(trials) == []
     (experiment / "aa" / "metrics.json").write_text('{"macs": 1}', encoding="utf-8")
-    winner = best(trials)
-    assert winner is not None
-    assert winner.id == "aa"
+    assert [trial.id for trial in ranked(trials)] == ["aa"]
 
 
 def test_a_folder_without_an_experiment_is_one_line(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def test_page_is_self_contained(tmp_path: Path, make_findings: Make) -> None:
         "abcd1234",
     ):
         assert needed in text
-    assert text.count("(chosen)") == 1
+    assert text.count("(chosen)") == 2  # in the front, and among all trials
 
 
 def test_trials_come_best_first_and_failed_ones_last(make_findings: Make) -> None:

@@ -38,3 +38,22 @@ def test_one_useless_trial_does_not_squeeze_the_others(tmp_path: Path, make_find
     pixels = [matplotlib.image.imread(tmp_path / name)[..., 2] for name in ("a.png", "b.png")]
     spread = [np.flatnonzero((image < 0.8).any(axis=1)).size for image in pixels]
     assert spread[0] > 0.5 * spread[1]
+
+
+def test_the_front_counts_metric_macs_and_latency_within_the_bounds(make_findings: Make) -> None:
+    def one(name, metric, macs, latency, feasible=True):
+        return Candidate(name, 0, "SUCCEEDED", metric, macs, metric, feasible=feasible, latency_ms=latency)
+
+    trials = [
+        one("cheap", 0.80, 100, 1.0),
+        one("good", 0.95, 300, 3.0),
+        one("beaten", 0.79, 110, 1.1),
+        one("as quick as cheap, but for noise", 0.80, 101, 0.99),
+        one("quick", 0.80, 200, 0.5),
+        one("over the bound", 0.99, 50, 0.1, feasible=False),
+        Candidate("failed", 7, "FAILED"),
+    ]
+    findings = make_findings(candidates=trials)
+    assert [item.id for item in findings.front()] == ["cheap", "quick", "good"]
+    lower = make_findings(candidates=trials, higher_is_better=False)
+    assert [item.id for item in lower.front()] == ["cheap", "beaten", "quick"]

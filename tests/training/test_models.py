@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from nni_plugins.pruners import MagnitudePruner
+from nni_plugins.speedup import ModelSpeedup
 from nni_plugins.training import RecipeError, build_model, recipe_from_dict
 
 
@@ -20,7 +22,7 @@ def test_published_sizes(name, parameters):
     assert sum(parameter.numel() for parameter in model_of(name).parameters()) == parameters
 
 
-@pytest.mark.parametrize("name", ["mlp", "small_cnn", "resnet8", "resnet20", "resnet56", "mobilenetv2"])
+@pytest.mark.parametrize("name", ["mlp", "small_cnn", "resnet8", "resnet20", "resnet56", "mobilenetv2", "staged"])
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32)])
 def test_shapes_and_seeds(name, shape):
     state = torch.get_rng_state()
@@ -39,12 +41,31 @@ def test_widths():
     assert model_of("mobilenetv2", width=0.5).head.in_features == 1280
 
 
+@pytest.mark.parametrize("block", ["plain", "residual", "inverted"])
+@pytest.mark.parametrize("changes", [{"depth": 2, "kernel": 5}, {"depth": [2, 1, 3], "activation": "silu", "width": 8}])
+def test_every_architecture_of_a_staged_net_can_be_pruned(block, changes):
+    images = torch.randn(2, 1, 8, 8)
+    model = model_of("staged", (1, 8, 8), block=block, **changes).eval()
+    assert model(images).shape == (2, 10)
+    pruner = MagnitudePruner(model, [{"op_types": ["Conv2d"], "sparse_ratio": 0.5}], dummy_input=images, target="macs")
+    _, masks = pruner.compress()
+    assert {name.partition(".")[0] for name in pruner.plan.kept} >= {"stage1", "stage2", "stage3"}
+    pruner.unwrap_model()
+    speedup = ModelSpeedup(model, images, masks)
+    speedup.speedup_model()
+    assert speedup.report.relative_error < 1e-5
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
         ("resnet20", {"widht": 8}, "model.arguments.widht is not an argument of resnet20; did you mean width?"),
         ("resnet20", {"width": "wide"}, "model.arguments do not fit resnet20"),
         ("small_cnn", {"widths": [-1]}, "model.arguments do not fit small_cnn"),
+        ("staged", {"block": "bottleneck"}, "block is 'bottleneck'; it must be one of plain, residual, inverted"),
+        ("staged", {"activation": "tanh"}, "activation is 'tanh'"),
+        ("staged", {"kernel": 4}, "kernel is 4; it must be odd"),
+        ("staged", {"depth": [1, 2]}, "one for each of 3 stages"),
     ],
 )
 def test_wrong_arguments(name, arguments, message):

@@ -13,6 +13,7 @@ from nni_plugins.training.errors import RecipeError
 from nni_plugins.training.models.mobilenet import mobilenetv2
 from nni_plugins.training.models.plain import mlp, small_cnn
 from nni_plugins.training.models.resnet import resnet8, resnet20, resnet56
+from nni_plugins.training.models.staged import staged
 from nni_plugins.training.recipe import Recipe
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
@@ -22,6 +23,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet20": resnet20,
     "resnet56": resnet56,
     "mobilenetv2": mobilenetv2,
+    "staged": staged,
 }
 
 
