@@ -47,6 +47,7 @@ def commands() -> None:
 @click.option("--output", type=PATH, help="Where the report and the best model go (default: outputs/NAME-ID).")
 @click.option("--trials", type=click.IntRange(1), help="In place of maxTrialNumber in config.yml.")
 @click.option("--concurrency", type=click.IntRange(1), help="In place of trialConcurrency in config.yml.")
+@click.option("--resume", metavar="ID", help="Go on with an architecture search (nnictl resumes all others).")
 @as_json
 def run(
     experiment: Path,
@@ -55,6 +56,7 @@ def run(
     output: Path | None,
     trials: int | None,
     concurrency: int | None,
+    resume: str | None,
     as_json: bool,
 ) -> None:
     """Run the experiment in a folder (or config.yml), and report on its best model.
@@ -67,7 +69,9 @@ def run(
         from nni_plugins.experiment.session import run_experiment
 
         console = make_console(as_json)
-        findings, written = run_experiment(experiment, port, console, experiments_folder, output, trials, concurrency)
+        findings, written = run_experiment(
+            experiment, port, console, experiments_folder, output, trials, concurrency, resume
+        )
         show_findings(findings, written, console, as_json)
 
 

@@ -10,6 +10,7 @@ from nni_plugins.experiment.finish import finish
 from nni_plugins.experiment.follow import LineDisplay, LiveDisplay, wait
 from nni_plugins.experiment.launch import Running, find_config, interruptible, load_config, start
 from nni_plugins.experiment.manifest import Known
+from nni_plugins.experiment.nas_config import is_nas
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,6 +26,7 @@ def run_experiment(
     output: Path | None = None,
     trials: int | None = None,
     concurrency: int | None = None,
+    resume: str | None = None,
 ) -> tuple[Findings, Path]:
     """Run an experiment from ``config.yml`` to its report.
 
@@ -40,6 +42,8 @@ def run_experiment(
         In place of what the file says.
     output
         The folder for the report and the best model; ``outputs/NAME-ID`` by default.
+    resume
+        An architecture search to go on with, by id; ``nnictl resume`` does that for all others.
 
     Returns
     -------
@@ -51,6 +55,12 @@ def run_experiment(
         With one line each. Either way the manager that was started has been stopped, and the experiment can be resumed.
     """
     config_path = find_config(source)
+    if is_nas(config_path):
+        from nni_plugins.experiment.nas import run_nas
+
+        return run_nas(config_path, port, console, experiments_folder, output, trials, concurrency, resume)
+    if resume is not None:
+        raise ExperimentError(f"`nnictl resume {resume}` goes on with it; --resume is for configurations with nas")
     config = load_config(config_path, experiments_folder, trials, concurrency)
     check_direction(config, config_path)
     with interruptible() as received:

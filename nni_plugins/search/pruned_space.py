@@ -121,8 +121,6 @@ class PrunedSpace(ModelSpace):
         importance: Importance = "magnitude",
     ) -> None:
         super().__init__()
-        self.name: str | None = None
-        self.folder: str | None = None
         self.settings = _Settings(dummy_input, groups, exact_only, round_to, importance)
         self.inner = _made(model)
         found = survey(self.inner, lambda sample: self._frozen(sample), self.settings.inputs(), groups, exact_only)
@@ -154,14 +152,8 @@ class PrunedSpace(ModelSpace):
         space = space_of(name, folder)
         if not isinstance(space, PrunedSpace):
             raise ValueError(f"{name} returned {type(space).__name__}, not a PrunedSpace")
-        space.name, space.folder = name, None if folder is None else str(folder)
+        known_as(space, name, folder)
         return space
-
-    def trace_copy(self) -> SerializableObject:
-        """Return how to make this space again, in few bytes where it has a name."""
-        if self.name is None:
-            return super().trace_copy()
-        return SerializableObject(space_of, [], {"name": self.name, "folder": self.folder})
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model inside as it stands, unpruned: to look at the space only."""
@@ -305,7 +297,13 @@ def space_of(name: str, folder: str | Path | None = None) -> Any:
     return call(name, None if folder is None else str(folder), "the space")
 
 
-def architecture(space: str, sample: dict[str, Any], folder: str | None = None, digest: str = "") -> nn.Module:
+def known_as(space: ModelSpace, name: str, folder: str | Path | None = None) -> None:
+    """Let a space be sent to trials by the name of the function that made it, whatever it was made of."""
+    arguments = {"name": name, "folder": None if folder is None else str(folder)}
+    space.trace_copy = lambda: SerializableObject(space_of, [], arguments)
+
+
+def architecture(space: str, sample: dict[str, Any], home: str | None = None, digest: str = "") -> nn.Module:
     """Return the model, with all its channels, that a sample chooses in a named space: a recipe's ``model.name``.
 
     Parameters
@@ -314,13 +312,13 @@ def architecture(space: str, sample: dict[str, Any], folder: str | None = None, 
         ``module:function``, which returns a ModelSpace.
     sample
         A value for each mutable inside; shares that are kept do not matter.
-    folder
-        Where the module is looked for first.
+    home
+        Folder where the module is looked for first.
     digest
         Of the module's source, so that a changed space is another model to a recipe.
     """
     with architectures_only(), model_context(sample):
-        made = space_of(space, folder)
+        made = space_of(space, home)
     if not isinstance(made, nn.Module):
         raise ValueError(f"{space} returned {type(made).__name__}, not a model space")
     return made

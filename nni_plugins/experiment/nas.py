@@ -1,0 +1,228 @@
+"""``nni-plugins run`` for an architecture search: NNI's NasExperiment, followed to its end, and reported on."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nni_plugins.experiment.errors import ExperimentError, Interrupted
+from nni_plugins.experiment.finish import KEPT, finish
+from nni_plugins.experiment.folders import METRICS, read_json
+from nni_plugins.experiment.follow import LineDisplay, LiveDisplay, wait
+from nni_plugins.experiment.launch import Running, _early_error, _patience, check_port, interruptible
+from nni_plugins.experiment.manifest import Known, find_experiment
+from nni_plugins.experiment.nas_config import NasSettings, load_nas_config
+from nni_plugins.experiment.trials import Trial, from_database
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from nni_plugins.report.findings import Findings
+
+TOP = "top"
+
+
+def run_nas(
+    path: Path,
+    port: int,
+    console: Console,
+    experiments_folder: Path | None = None,
+    output: Path | None = None,
+    trials: int | None = None,
+    concurrency: int | None = None,
+    resume: str | None = None,
+) -> tuple[Findings, Path]:
+    """Run an architecture search from its configuration to its report.
+
+    Parameters
+    ----------
+    path
+        ``config.yml`` with a ``nas`` section.
+    port
+        Port of NNI's web page and REST API.
+    console
+        Where progress is shown.
+    experiments_folder, trials, concurrency
+        In place of what the file says.
+    output
+        The folder for the report and the best models; ``outputs/NAME-ID`` by default.
+    resume
+        Id of a stopped run of the same search to go on with: its trials count, and its strategy knows them.
+
+    Returns
+    -------
+    The findings, and the folder that they were written to.
+
+    Raises
+    ------
+    ExperimentError, Interrupted
+        With one line each; the manager that was started has been stopped.
+    """
+    from nni_plugins.experiment.session import announce, stop
+
+    config, settings = load_nas_config(path, experiments_folder, trials, concurrency)
+    earlier = _earlier(resume, experiments_folder)
+    experiment = make_experiment(config, settings, path, resume)
+    with interruptible() as received:
+        running = launch(experiment, config, port, earlier, again(path, experiment.id))
+        try:
+            announce(running, console)
+            display: Any = LiveDisplay if console.is_terminal else LineDisplay
+            with display(console, running.trials_wanted) as show:
+                wait(running, show, lambda: bool(received))
+        except Interrupted:
+            console.print(f"stopping experiment {running.id} …", highlight=False)
+            raise Interrupted(
+                f"experiment {running.id} is stopped; `{running.resume_command}` goes on with it, "
+                f"`nni-plugins report {running.id}` reports on what it has"
+            ) from None
+        finally:
+            stop(running)
+    known = Known(running.id, config.experiment_name or path.resolve().parent.name, "STOPPED", None, running.folder)
+    findings, written = finish(known, output, console.print)
+    export_top_models(known.trials(), settings.top, written, console.print)
+    return findings, written
+
+
+def make_experiment(config: Any, settings: NasSettings, path: Path, resume: str | None = None) -> Any:
+    """Make NNI's experiment: the space by its name, the recipe as its evaluator, the strategy.
+
+    Raises
+    ------
+    ExperimentError
+        A space, recipe or strategy that is not there or does not work.
+    """
+    from nni.nas.nn.pytorch import ModelSpace
+
+    from nni_plugins.experiment.nas_evaluation import RecipeEvaluation
+    from nni_plugins.experiment.nas_experiment import WatchedNasExperiment
+    from nni_plugins.experiment.nas_strategy import make_strategy
+    from nni_plugins.search.pruned_space import PrunedSpace, known_as, space_of
+    from nni_plugins.training.recipe import load_recipe
+
+    folder = Path(config.trial_code_directory)
+    recipe = load_recipe(folder / settings.recipe)
+    strategy = make_strategy(settings, path)
+    try:
+        space = space_of(settings.space, recipe.folder)
+    except ValueError as error:
+        raise ExperimentError(f"{path}: nas.space {settings.space}: {' '.join(str(error).split())}") from None
+    if not isinstance(space, ModelSpace):
+        raise ExperimentError(f"{path}: nas.space {settings.space} returned {type(space).__name__}, not a ModelSpace")
+    default: dict[str, Any] = dict(space.survey.default) if isinstance(space, PrunedSpace) else {}
+    if not isinstance(space, PrunedSpace):
+        for mutable in space.simplify().values():
+            mutable.robust_default(default)
+    known_as(space, settings.space, recipe.folder)
+    evaluator = RecipeEvaluation(settings.recipe, settings.space, default)
+    return WatchedNasExperiment(space, evaluator, strategy, config, id=resume)
+
+
+def launch(experiment: Any, config: Any, port: int, earlier: list[Trial], command: str) -> Running:
+    """Start the manager and the strategy; returns once a trial is there."""
+    import logging
+
+    import nni
+
+    from nni_plugins.experiment.nas_experiment import StrategyManager
+
+    check_port(port)
+    folder = Path(config.experiment_working_directory)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ExperimentError(f"{folder}: the experiments folder cannot be made ({error.strerror})") from None
+    nni.silence_stdout()
+    logging.getLogger("nni.experiment").propagate = False
+    manager = StrategyManager(port, experiment)
+    running = _Watched(
+        experiment.id, port, folder / experiment.id, manager, experiment, config.max_trial_number, command
+    )
+    try:
+        with _patience():
+            experiment.start_watched(port, [(trial.parameters, trial.default) for trial in earlier])
+        reason = _early_error(running)
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+    if reason:
+        running.stop()
+        raise ExperimentError(f"the architecture search did not start: {reason}; see {running.folder / 'log'}")
+    return running
+
+
+@dataclass(frozen=True)
+class _Watched(Running):
+    """As any running experiment, but nnictl cannot resume it."""
+
+    again: str = ""
+
+    @property
+    def resume_command(self) -> str:
+        """How to go on with it after a stop."""
+        return self.again
+
+
+def again(path: Path, experiment: str) -> str:
+    """How to go on with a stopped search: nnictl cannot."""
+    return f"nni-plugins run {path} --resume {experiment}"
+
+
+def _earlier(resume: str | None, experiments_folder: Path | None) -> list[Trial]:
+    """The trials of the run to go on with, those that were cut off included: NNI runs these again by itself."""
+    if resume is None:
+        return []
+    known = find_experiment(resume, experiments_folder)
+    if known.status != "STOPPED":
+        raise ExperimentError(f"experiment {known.id} still runs on port {known.port}; stop it first")
+    return [trial for trial in from_database(known.folder) if trial.parameters]
+
+
+def export_top_models(trials: list[Trial], limit: int, output: Path, say: Any) -> list[Path]:
+    """Copy the best compact models beside the report, and load each again in a process of its own.
+
+    Parameters
+    ----------
+    trials
+        Of the search.
+    limit
+        How many.
+    output
+        Folder of the report; models go to ``top/1``, ``top/2`` ... in it.
+    say
+        Called with a line.
+
+    Returns
+    -------
+    list of Path
+        The models' files, the best first.
+
+    Raises
+    ------
+    ExperimentError
+        A file from which the model does not come back as it was.
+    """
+    good = [trial for trial in trials if trial.status == "SUCCEEDED" and trial.default is not None and trial.folder]
+    ranked = sorted(good, key=lambda trial: (-(trial.default or 0.0), trial.metrics.get("macs", 0), trial.sequence))
+    ranked = [trial for trial in ranked if trial.folder and read_json(trial.folder / METRICS)][:limit]
+    folders = []
+    for rank, trial in enumerate(ranked, 1):
+        folder = output / TOP / str(rank)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in KEPT:
+            assert trial.folder is not None
+            if (trial.folder / name).is_file():
+                shutil.copyfile(trial.folder / name, folder / name)
+        folders.append(folder)
+    answer = subprocess.run(
+        [sys.executable, "-m", "nni_plugins.experiment.nas_check", *map(str, folders)], capture_output=True, text=True
+    )
+    if answer.returncode:
+        lines = answer.stderr.strip().splitlines() or ["it says nothing"]
+        raise ExperimentError(f"{output / TOP}: a model does not come back from its file: {lines[-1]}")
+    for line in answer.stdout.strip().splitlines():
+        say(line)
+    return [folder / "compact.safetensors" for folder in folders]
