@@ -35,18 +35,18 @@ def settled(log_alpha: Tensor) -> Tensor:
 
 def drawn(log_alpha: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     """The gate for uniform noise in (0, 1), equations 10 and 11, and its derivative by log α."""
-    uniform = noise.clamp(_EDGE, 1 - _EDGE)
-    concrete = torch.sigmoid((uniform.logit() + log_alpha) / BETA)
+    concrete = noise.logit(_EDGE).add_(log_alpha).div_(BETA).sigmoid_()
     stretched = concrete * (HIGH - LOW) + LOW
-    inside = (stretched > 0) & (stretched < 1)
-    return stretched.clamp(0.0, 1.0), inside * concrete * (1 - concrete) * ((HIGH - LOW) / BETA)
+    values = stretched.clamp(0.0, 1.0)
+    slope = torch.addcmul(concrete, concrete, concrete, value=-1).mul_((HIGH - LOW) / BETA)
+    return values, slope.mul_(values == stretched)
 
 
 class HardConcrete:
     """Gates in one vector, drawn anew after each optimizer step.
 
-    What a step's forward passes multiply by is a leaf, so that several of them, in whatever order with the backward
-    passes, share one draw, and the gradient of all arrives in one place.
+    What a step's forward passes multiply by are leaves, one for each place, so that several passes, in whatever order
+    with the backward passes, share one draw; the gradients of all are gathered once, after the step.
 
     Parameters
     ----------
@@ -62,13 +62,18 @@ class HardConcrete:
     log_alpha : torch.Tensor
         Float32 [count].
     values : torch.Tensor
-        Float32 [count + 1], requires grad: the present draw, and a 1 for whatever has no gate.
+        Float32 [count + 1]: the present draw, and a 1 for whatever has no gate.
+    leaves : list of torch.Tensor
+        Float32, requires grad: the present draw as :meth:`spread` has asked for it.
     """
 
     def __init__(self, count: int, generator: torch.Generator, start: float = START):
         self.generator = generator
         self.log_alpha = torch.empty(count).normal_(start, 0.01, generator=generator)
-        self.values = torch.ones(count + 1, requires_grad=True)
+        self.values = torch.ones(count + 1)
+        self.leaves: list[Tensor] = []
+        self._shapes: list[tuple[int, ...]] = []
+        self._places, self._flat = torch.zeros(0, dtype=torch.long), torch.zeros(0)
         self._slope = torch.zeros(count)
         self._settled: Tensor | None = None
         self.draw()
@@ -76,18 +81,52 @@ class HardConcrete:
     def __deepcopy__(self, memo: dict[int, Any]) -> HardConcrete:
         return self  # an average of the weights (EMA) runs under the gates as they are now
 
+    def spread(self, places: Tensor, shape: Sequence[int]) -> int:
+        """Lay gates out for a place that multiplies by them; return the index of its leaf.
+
+        Parameters
+        ----------
+        places : torch.Tensor
+            Int64: where in ``values`` each gate is.
+        shape : sequence of int
+            Of the leaf, such that it multiplies a parameter.
+        """
+        self._places = torch.cat([self._places, places.to(self._places.device).flatten()])
+        self._shapes.append(tuple(shape))
+        self._lay_out([None] * len(self._shapes))
+        return len(self._shapes) - 1
+
+    def _lay_out(self, gradients: Sequence[Tensor | None]) -> None:
+        """Make the leaves: views of one vector, which a draw fills in one call."""
+        self._flat = self.values.index_select(0, self._places)
+        sizes = [torch.Size(shape).numel() for shape in self._shapes]
+        parts = zip(self._flat.split(sizes), self._shapes, strict=True)
+        self.leaves = [part.view(shape).detach().requires_grad_() for part, shape in parts]
+        for leaf, gradient in zip(self.leaves, gradients, strict=True):
+            leaf.grad = gradient
+
     @torch.no_grad()
     def draw(self) -> None:
         """Draw the gates; the gradient begins at nothing."""
         noise = torch.rand(len(self.log_alpha), generator=self.generator).to(self.log_alpha.device)
         values, self._slope = drawn(self.log_alpha, noise)
-        self.values.grad = None
         self.values[:-1] = values
+        self._refresh()
+
+    def _refresh(self) -> None:
+        torch.index_select(self.values, 0, self._places, out=self._flat)
+        for leaf in self.leaves:
+            leaf.grad = None
         self._settled = None
 
     def gradient(self) -> Tensor | None:
         """The loss's gradient by log α, or None where no backward pass has reached the gates."""
-        return None if self.values.grad is None else self.values.grad[:-1] * self._slope
+        found = [leaf.grad for leaf in self.leaves]
+        if all(gradient is None for gradient in found):
+            return None
+        pairs = zip(found, self.leaves, strict=True)
+        flat = torch.cat([torch.zeros_like(leaf).flatten() if g is None else g.flatten() for g, leaf in pairs])
+        return torch.zeros_like(self.values).index_add_(0, self._places, flat)[:-1].mul_(self._slope)
 
     def settled(self) -> Tensor:
         """The gates at test time and the final 1, float32 [count + 1]."""
@@ -99,21 +138,20 @@ class HardConcrete:
         """Go to where the weights are."""
         if self.log_alpha.device != device:
             self.log_alpha.data, self._slope = self.log_alpha.data.to(device), self._slope.to(device)
-            gradient = self.values.grad
-            self.values = self.values.detach().to(device).requires_grad_()
-            self.values.grad = None if gradient is None else gradient.to(device)
+            self.values, self._places = self.values.to(device), self._places.to(device)
+            self._lay_out([None if leaf.grad is None else leaf.grad.to(device) for leaf in self.leaves])
             self._settled = None
 
     def state_dict(self) -> dict[str, Tensor]:
         """log α, the present draw and its derivative."""
-        return {"log_alpha": self.log_alpha, "values": self.values.detach(), "slope": self._slope}
+        return {"log_alpha": self.log_alpha, "values": self.values, "slope": self._slope}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Go on from a state."""
         for mine, name in ((self.log_alpha, "log_alpha"), (self.values, "values"), (self._slope, "slope")):
             mine.copy_(state[name])
-        self.values.grad, self._settled = None, None
+        self._refresh()
 
 
 class Gating:
@@ -125,22 +163,27 @@ class Gating:
         The gates.
     dims : sequence of (int, torch.Tensor)
         A dimension, and for each index along it the place of its gate in ``gates.values``.
+    rank : int
+        Dimensions of the parameter.
     """
 
-    def __init__(self, gates: HardConcrete, dims: Sequence[tuple[int, Tensor]]):
-        self.gates, self.dims = gates, list(dims)
+    def __init__(self, gates: HardConcrete, dims: Sequence[tuple[int, Tensor]], rank: int):
+        self.gates = gates
+        shapes = [[-1 if d == dim else 1 for d in range(rank)] for dim, _ in dims]
+        self._dims = [(places, shape) for (_, places), shape in zip(dims, shapes, strict=True)]
+        self._leaves = [gates.spread(p, [len(p) if n < 0 else 1 for n in shape]) for p, shape in self._dims]
 
     def __call__(self, value: Tensor, training: bool) -> Tensor:
         """Multiply by the draw in training, by the gates of test time otherwise."""
         if self.gates.log_alpha.device != value.device:
             self.gates.move(value.device)
-        gates = self.gates.values if training else self.gates.settled()
-        for dim, places in self.dims:
-            if places.device != value.device:
-                self.dims = [(d, p.to(value.device)) for d, p in self.dims]
-                return self(value, training)
-            along = gates.index_select(0, places).to(value.dtype)
-            value = value * along.view([-1 if d == dim else 1 for d in range(value.dim())])
+        if training:
+            factors = [self.gates.leaves[index] for index in self._leaves]
+        else:
+            gates = self.gates.settled()
+            factors = [gates.index_select(0, p.to(gates.device)).view(shape) for p, shape in self._dims]
+        for factor in factors:
+            value = value * factor.to(value.dtype)
         return value
 
 

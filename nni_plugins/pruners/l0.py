@@ -24,7 +24,7 @@ from nni_plugins.pruners.gates import LIMIT, START, Gating, HardConcrete, open_p
 from nni_plugins.pruners.lagrangian import Lagrangian
 from nni_plugins.pruners.life import Masks
 from nni_plugins.pruners.loss_scale import LossProbe
-from nni_plugins.pruners.ranks import averaged_over_ranks
+from nni_plugins.pruners.ranks import averaged_over_ranks, distributed
 from nni_plugins.pruners.schedule import Schedule
 from nni_plugins.pruners.scope import make_pools
 from nni_plugins.pruners.select import TARGETS
@@ -110,11 +110,12 @@ class L0Pruner(GroupPruner):
         self._sizes = {group.name: group.size for group in self.groups}
         dead = self._dead_units()
         self._alive = torch.cat([torch.as_tensor(~dead.get(n, np.zeros(s, bool))) for n, s in self._sizes.items()])
-        self._sites = self._gate_sites()
         self.gates = HardConcrete(len(self._alive), self._generator)
+        self._sites = [(space, Gating(self.gates, dims, len(space.target.shape))) for space, dims in self._gate_sites()]
+        self._table = self._units_by_group()
         self.lagrangian = self._make_lagrangian({name: int((~gone).sum()) for name, gone in dead.items()})
         self.gate_rate = gate_rate or min(max(20 / training_steps, 0.01), 0.5)
-        self.optimizer = torch.optim.Adam([self.gates.log_alpha], betas=(0.9, 0.99), foreach=False)
+        self.optimizer = torch.optim.Adam([self.gates.log_alpha], betas=(0.9, 0.99), fused=True)
         self._probe = LossProbe()
 
     # -- gates and budget ----------------------------------------------------------------------------------------
@@ -188,8 +189,8 @@ class L0Pruner(GroupPruner):
     # -- training ------------------------------------------------------------------------------------------------
 
     def _watch_training(self, evaluator: Any) -> None:
-        for space, dims in self._sites:
-            space.gating = Gating(self.gates, dims)
+        for space, gating in self._sites:
+            space.gating = gating
             space.apply_method = "gated_mul"
         self._probe.attach(evaluator)
 
@@ -215,17 +216,24 @@ class L0Pruner(GroupPruner):
 
     def _bound(self) -> None:
         """Keep log α in its range, and one gate of each group open: where all close, no gradient opens any again."""
-        self.gates.log_alpha.clamp_(-LIMIT, LIMIT)
-        sizes = list(self._sizes.values())
-        for part, alive in zip(self.gates.log_alpha.split(sizes), self._alive.split(sizes), strict=True):
-            part[part.masked_fill(~alive, -LIMIT).argmax()].clamp_(min=START)
+        log_alpha = self.gates.log_alpha.clamp_(-LIMIT, LIMIT)
+        open_to = torch.cat([log_alpha.masked_fill(~self._alive, -LIMIT), log_alpha.new_full((1,), -torch.inf)])
+        best = self._table.gather(1, open_to[self._table].argmax(1, keepdim=True)).flatten()
+        log_alpha[best] = log_alpha[best].clamp_min_(START)
+
+    def _units_by_group(self) -> Tensor:
+        """Int64 [groups, size of the largest]: the places of each group's gates, padded with the number of all."""
+        sizes = torch.tensor(list(self._sizes.values()))
+        at = torch.arange(int(sizes.max()))
+        return torch.where(at < sizes[:, None], at + (sizes.cumsum(0) - sizes)[:, None], int(sizes.sum()))
 
     def _gradient(self) -> Tensor:
         """The loss's gradient by log α, over all ranks, without the scale that AMP or accumulation gave the loss."""
-        found, log_alpha = self.gates.gradient(), self.gates.log_alpha
-        both = torch.cat(
-            [torch.zeros_like(log_alpha) if found is None else found, self._probe.take().reshape(1).to(log_alpha)]
-        )
+        found, log_alpha, scale = self.gates.gradient(), self.gates.log_alpha, self._probe.take()
+        found = torch.zeros_like(log_alpha) if found is None else found
+        if not distributed():
+            return found / scale.to(log_alpha)
+        both = torch.cat([found, scale.reshape(1).to(log_alpha)])
         averaged_over_ranks({"both": both})
         return both[:-1] / both[-1]
 
@@ -233,9 +241,9 @@ class L0Pruner(GroupPruner):
         """Bring all that the gates are trained with to where the weights are."""
         self.lagrangian.move(device)
         if self._alive.device != device:
-            self._alive = self._alive.to(device)
+            self._alive, self._table = self._alive.to(device), self._table.to(device)
             for state in self.optimizer.state.values():
-                state.update({k: v.to(device) for k, v in state.items() if isinstance(v, Tensor) and v.dim()})
+                state.update({k: v.to(device) for k, v in state.items() if isinstance(v, Tensor)})
 
     # -- choosing ------------------------------------------------------------------------------------------------
 

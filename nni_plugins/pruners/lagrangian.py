@@ -97,16 +97,17 @@ class Lagrangian:
 
     def expected(self, probability: Tensor) -> Tensor:
         """Float32 [constraints]: the expected costs, for units kept with these probabilities."""
-        return self._offset + self.per_unit @ probability
+        return torch.addmv(self._offset, self.per_unit, probability)
 
     def push(self, probability: Tensor, step: int) -> Tensor:
         """The term's gradient by the probabilities at optimizer step ``step`` (from 1); the multipliers climb."""
         if step % _REFRESH == 1:
             self.read(probability)
         progress = min(step / self._warmup, 1.0)
-        excess = self.expected(probability) - torch.lerp(self._start, self._asked, progress)
-        weight = self.multipliers[0] + 2 * self.multipliers[1] * excess
-        self.multipliers += self._rise * torch.stack([excess, excess**2])
+        target = self._asked if progress == 1 else torch.lerp(self._start, self._asked, progress)
+        excess = self.expected(probability) - target
+        weight = torch.addcmul(self.multipliers[0], self.multipliers[1], excess, value=2)
+        self.multipliers.addcmul_(self._rise, torch.stack([excess, excess**2]))
         return weight @ self.per_unit
 
     def move(self, device: torch.device) -> None:

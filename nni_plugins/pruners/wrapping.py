@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
+from nni.compression.base.apply_method import pruning_apply_methods
 from nni.compression.base.target_space import PruningTargetSpace, TargetType
 from nni.compression.base.wrapper import ModuleWrapper
 from torch import nn
@@ -73,8 +74,9 @@ class MaskedWrapper(ModuleWrapper):
             if value is None:
                 value = space.target
             if mask is not None and value is not None:
-                plain = space._setting.get("apply_method") in (None, "mul")
-                value = value * mask if plain else self.patch_helper(name, value)
+                method = space._setting.get("apply_method")
+                plain = method is None or method == "mul"
+                value = value * mask if plain else pruning_apply_methods[method](value, space)
             if name in held:
                 held[name] = value
             else:

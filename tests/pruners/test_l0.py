@@ -176,7 +176,9 @@ def test_the_gradient_by_log_alpha_is_that_of_autograd(digits):
     found = pruner.gates.gradient()
     log_alpha = pruner.gates.log_alpha.clone().requires_grad_()
     values, _ = drawn(log_alpha, torch.rand(48, generator=twin))
-    pruner.gates.values = torch.cat([values, torch.ones(1)])
+    spread = torch.cat([values, torch.ones(1)])[pruner.gates._places]
+    sizes = [leaf.numel() for leaf in pruner.gates.leaves]
+    pruner.gates.leaves = [p.view(leaf.shape) for p, leaf in zip(spread.split(sizes), pruner.gates.leaves, strict=True)]
     (expected,) = torch.autograd.grad(nn.functional.cross_entropy(model(images), labels), log_alpha)
     torch.testing.assert_close(found, expected)
     assert (found != 0).sum() > 10
