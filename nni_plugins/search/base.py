@@ -67,10 +67,10 @@ class RecordedTuner(Tuner):
             self._ready = True
             for record in self.journal.records:
                 self._started(record)
-                if record.state == DONE:
-                    self._learn(record)
-                elif record.state == FAILED:
+                if record.state == FAILED:
                     self._failed(record)
+            for record in self.journal.done():
+                self._learn(record)
             if self.journal.records:
                 _logger.info("%s: %d trials found again", self.name, len(self.journal.records))
                 self._restored()

@@ -74,6 +74,7 @@ class Journal:
         self.path = path
         self.records: list[Record] = []
         self._file: Any = None
+        self._told: list[Record] = []
         self._by_job: dict[str, Record] = {}
         self._by_key: dict[str, list[Record]] = {}
         for event in _events(path):
@@ -92,7 +93,7 @@ class Journal:
 
     def tell(self, record: Record, value: Any, job: str | None = None) -> None:
         """Note a trial's final result."""
-        record.state, record.value = DONE, value
+        self._finish(record, value)
         self._write(event="told", number=record.number, value=value, job=job)
         self.name(record, job)
 
@@ -122,8 +123,8 @@ class Journal:
         return None
 
     def done(self) -> list[Record]:
-        """Return the finished trials."""
-        return [record for record in self.records if record.state == DONE]
+        """Return the finished trials, in the order in which they finished."""
+        return list(self._told)
 
     def seen(self, parameters: dict[str, Any]) -> bool:
         """Whether these parameters were tried, or are being tried; failed trials do not count."""
@@ -134,6 +135,11 @@ class Journal:
         self._by_key.setdefault(record.key, []).append(record)
         return record
 
+    def _finish(self, record: Record, value: Any) -> None:
+        if record.state != DONE:
+            self._told.append(record)
+        record.state, record.value = DONE, value
+
     def _replay(self, event: dict[str, Any]) -> None:
         kind = event["event"]
         if kind == "asked":
@@ -141,7 +147,7 @@ class Journal:
             return
         record = self.records[event["number"]]
         if kind == "told":
-            record.state, record.value = DONE, event["value"]
+            self._finish(record, event["value"])
             self.name(record, event.get("job"))
         elif kind == "failed":
             record.state = FAILED

@@ -17,6 +17,7 @@ import numpy as np
 from nni.utils import ClassArgsValidator
 
 from nni_plugins.search.base import RecordedTuner
+from nni_plugins.search.checks import check_seed, refuse_unknown
 from nni_plugins.search.errors import SearchError
 from nni_plugins.search.journal import Record
 from nni_plugins.search.objectives import Front, read_constraints, read_objectives, violations, write_json
@@ -84,6 +85,7 @@ class OptunaTuner(RecordedTuner):
         deduplicate: bool = True,
     ) -> None:
         super().__init__()
+        check_seed(seed)
         self.objectives = read_objectives(objectives, optimize_mode)
         self.constraints = read_constraints(constraints)
         self.sampler, self.deduplicate = sampler, deduplicate
@@ -115,8 +117,8 @@ class OptunaTuner(RecordedTuner):
         self._trials.clear()
         for record in self.journal.records:
             self._started(record)
-            if record.state == "done":
-                self._tell(record)
+        for record in self.journal.done():
+            self._tell(record)
 
     def _suggest(self) -> dict[str, Any]:
         assert self.space is not None, "update_search_space comes first"
@@ -348,22 +350,7 @@ class OptunaClassArgsValidator(ClassArgsValidator):
 
     def validate_class_args(self, **kwargs: Any) -> None:
         """Raise :class:`SearchError`, in one line."""
-        check_names(OptunaTuner, kwargs)
-        check_seed(kwargs.get("seed"))
+        refuse_unknown(OptunaTuner, kwargs)
         if not isinstance(kwargs.get("deduplicate", True), bool):
             raise SearchError(f"deduplicate is {kwargs['deduplicate']!r}; it must be true or false")
         OptunaTuner(**kwargs)
-
-
-def check_names(tuner: type, given: dict[str, Any]) -> None:
-    """Raise where a class argument is not one of the tuner's."""
-    known = list(inspect.signature(tuner).parameters)
-    for name in given:
-        if name not in known:
-            raise SearchError(f"{tuner.__name__}: {name} is not a class argument; known: {', '.join(known)}")
-
-
-def check_seed(seed: Any) -> None:
-    """Raise where a seed is no whole number."""
-    if seed is not None and (type(seed) is not int or not 0 <= seed < 2**32):
-        raise SearchError(f"seed is {seed!r}; it must be a whole number in [0, 4294967296)")
