@@ -182,7 +182,7 @@ def space(**options: Any) -> None:
     Example: nni-plugins space torchvision.models:resnet18 --input 1x3x224x224 --per stage > space.yml
     """
     with one_line_errors():
-        from nni_plugins.search.space_command import run
+        from nni_plugins.report.space import run
 
         run(**options)
 

@@ -164,3 +164,11 @@ def test_the_command_writes_a_space_that_is_valid(tmp_path):
     result = CliRunner().invoke(commands, ["space", recipe, "--highest", "1.2"])
     assert result.exit_code == 1
     assert "Traceback" not in result.output
+
+
+def test_a_model_that_does_not_run_is_one_line(tmp_path):
+    (tmp_path / "recipe.yml").write_text("model: {name: resnet8, arguments: {shape: [3, 32, 32], classes: 10}}\n")
+    result = CliRunner().invoke(commands, ["space", str(tmp_path / "recipe.yml")])
+    assert result.exit_code == 1
+    assert "the model fails on 1x1x8x8" in result.output
+    assert len(result.output.strip().splitlines()) == 1

@@ -36,7 +36,6 @@ def run(
     RecipeError
         With one line.
     """
-    from nni_plugins.channels import ChannelGraph
     from nni_plugins.cli import parse_change
     from nni_plugins.pruners.affine import begins
     from nni_plugins.training.allocate import prunable_groups
@@ -46,10 +45,11 @@ def run(
     recipe = model.lower().endswith((".yml", ".yaml"))
     settings = load_recipe(model).prune if recipe else PruneSettings()
     with contextlib.redirect_stdout(sys.stderr):  # the user's own code may print
+        from nni_plugins.report.inspect import watch
         from nni_plugins.report.inspect_target import find_target
 
         target = find_target(model, inputs, inputs_function, values)
-        graph = ChannelGraph.watch(target.model, target.dummy_input)
+        graph = watch(target, "heads")
     if inexact:
         import dataclasses
 
