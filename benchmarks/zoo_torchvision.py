@@ -48,6 +48,8 @@ def build(name: str) -> tuple[Any, Any]:
         extra |= {"min_size": 256, "max_size": 256}  # else it makes its images larger
     if name.startswith(("retinanet", "fcos")):
         extra["score_thresh"] = 0.0  # else random weights find nothing
+    if name.startswith(("keypointrcnn", "maskrcnn")):
+        extra["box_detections_per_img"] = 10  # each is drawn by itself, in Python
     if name in ("googlenet", "inception_v3"):
         extra["init_weights"] = False  # only to save half a minute of scipy
     model = models.get_model(name, weights=None, **extra).eval()
