@@ -21,7 +21,14 @@ from benchmarks.cifar.data import Cifar
 from benchmarks.cifar.nets import EXAMPLE
 from benchmarks.cifar.training import DECAY, MOMENTUM, Plan, resume_extra, train
 from nni_plugins.channels import ChannelGraph
-from nni_plugins.pruners import HybridPruner, L0Pruner, MagnitudePruner, RandomPruner, TaylorPruner
+from nni_plugins.pruners import (
+    HybridPruner,
+    L0Pruner,
+    MagnitudePruner,
+    RandomPruner,
+    SynapticStrengthPruner,
+    TaylorPruner,
+)
 from nni_plugins.speedup import ModelSpeedup
 
 SPEEDUP = 2.0
@@ -86,6 +93,25 @@ def in_one_run(**arguments: Any) -> Any:
     return method
 
 
+def by_kernels(model: nn.Module, data: Cifar, plan: Plan, seed: int, place: Path, log: Log) -> dict[str, Any]:
+    """SynapticStrengthPruner: half of all kernels, whole channels among them, the rest fine-tuned under the masks.
+
+    A kernel that is gone inside a channel that stays saves nothing on kernels that run dense: ``live_macs`` counts the
+    kernels that are left, ``macs`` what the compact model computes.
+    """
+    evaluator, held = _evaluator(model, data, plan, seed, place / "pruning.pt", plan.epochs, log)
+    steps = min(PRUNE_EPOCHS, plan.epochs) * len(data.training(seed))
+    pruner = held["pruner"] = SynapticStrengthPruner(model, CONFIG, evaluator, steps)
+    resume_extra(pruner, place / "pruning.pt")
+    found = _compacted(pruner, model, max_epochs=plan.epochs)
+    modules = ChannelGraph.watch(found["model"], EXAMPLE).cost().modules
+    live = 0.0
+    for name, module in found["model"].named_modules():
+        if isinstance(module, nn.Conv2d):
+            live += modules[name][0] * float((module.weight != 0).flatten(2).any(dim=2).float().mean())
+    return {**found, "live_macs": live, "epochs": plan.epochs, "seconds": held["seconds"]}
+
+
 def _evaluator(
     model: nn.Module, data: Cifar, plan: Plan, seed: int, checkpoint: Path, epochs: int, log: Log
 ) -> tuple[TorchEvaluator, dict[str, Any]]:
@@ -115,7 +141,8 @@ def _compacted(pruner: Any, model: nn.Module, **length: Any) -> dict[str, Any]:
     model.eval()
     speedup = ModelSpeedup(model, EXAMPLE, masks)
     compact = speedup.speedup_model()
-    kept = {name: len(units) for name, units in pruner.plan.kept.items()}
+    assert speedup.plan is not None
+    kept = {name: len(units) for name, units in speedup.plan.kept.items()}
     return {"model": compact, "kept": kept, "error": speedup.report.max_error}
 
 
@@ -191,6 +218,7 @@ METHODS: dict[str, Any] = {
     "torch-pruning-magnitude": torch_pruning("magnitude"),
     "torch-pruning-taylor": torch_pruning("taylor"),
     "l0": while_training(L0Pruner),
+    "synaptic": by_kernels,
     "hybrid": in_one_run(),
     "hybrid-channels": in_one_run(density=1.0),
     "scratch": from_scratch,

@@ -16,6 +16,7 @@ NAMES = {
     "torch-pruning-magnitude": "Torch-Pruning, group magnitude",
     "torch-pruning-taylor": "Torch-Pruning, group Taylor",
     "l0": "L0Pruner",
+    "synaptic": "SynapticStrengthPruner, half of the kernels",
     "hybrid": "HybridPruner (half of the weights left are zero), one training of 26 epochs",
     "hybrid-channels": "HybridPruner (channels only), one training of 26 epochs",
     "random": "RandomPruner",
@@ -77,6 +78,8 @@ def _row(results: dict[str, dict[int, dict[str, Any]]], method: str) -> str:
     accuracy = [100 * run["test_accuracy"] for run in runs]
     share = [run["macs"] / run["dense_macs"] for run in runs if "dense_macs" in run]
     macs = f"{100 * statistics.mean(share):.1f}%" if share else "100%"
+    live = [run["live_macs"] / run["dense_macs"] for run in runs if "live_macs" in run]
+    macs += f" ({100 * statistics.mean(live):.1f}% by kernels)" if live else ""
     cells = [
         NAMES.get(method, method),
         f"{statistics.mean(accuracy):.2f}",
