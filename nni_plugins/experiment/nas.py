@@ -5,10 +5,11 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nni_plugins.experiment.best_trials import FINETUNED
 from nni_plugins.experiment.errors import ExperimentError, Interrupted
 from nni_plugins.experiment.finish import KEPT, finish
 from nni_plugins.experiment.folders import METRICS, read_json
@@ -16,7 +17,7 @@ from nni_plugins.experiment.follow import LineDisplay, LiveDisplay, wait
 from nni_plugins.experiment.launch import Running, _early_error, _patience, check_port, interruptible
 from nni_plugins.experiment.manifest import Known, find_experiment
 from nni_plugins.experiment.nas_config import NasSettings, load_nas_config
-from nni_plugins.experiment.trials import Trial, from_database
+from nni_plugins.experiment.trials import Trial, from_database, ranked
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -84,7 +85,7 @@ def run_nas(
             stop(running)
     known = Known(running.id, config.experiment_name or path.resolve().parent.name, "STOPPED", None, running.folder)
     findings, written = finish(known, output, console.print)
-    export_top_models(known.trials(), settings.top, written, console.print)
+    export_top_models(whole(known, known.trials()), settings.top, written, console.print)
     return findings, written
 
 
@@ -98,7 +99,7 @@ def make_experiment(config: Any, settings: NasSettings, path: Path, resume: str 
     """
     from nni.nas.nn.pytorch import ModelSpace
 
-    from nni_plugins.experiment.nas_evaluation import RecipeEvaluation
+    from nni_plugins.experiment.nas_evaluation import RecipeEvaluation, limits_of
     from nni_plugins.experiment.nas_experiment import WatchedNasExperiment
     from nni_plugins.experiment.nas_strategy import make_strategy
     from nni_plugins.search.pruned_space import PrunedSpace, known_as, space_of
@@ -118,7 +119,8 @@ def make_experiment(config: Any, settings: NasSettings, path: Path, resume: str 
         for mutable in space.simplify().values():
             mutable.robust_default(default)
     known_as(space, settings.space, recipe.folder)
-    evaluator = RecipeEvaluation(settings.recipe, settings.space, default)
+    limits = limits_of(recipe, settings.space, default)
+    evaluator = RecipeEvaluation(settings.recipe, settings.space, limits)
     return WatchedNasExperiment(space, evaluator, strategy, config, id=resume)
 
 
@@ -181,6 +183,17 @@ def _earlier(resume: str | None, experiments_folder: Path | None) -> list[Trial]
     return [trial for trial in from_database(known.folder) if trial.parameters]
 
 
+def whole(known: Known, trials: list[Trial]) -> list[Trial]:
+    """The trials; those of a quick search that were fine-tuned at its end, and only these, as they were then."""
+    found = []
+    for trial in trials:
+        folder = known.folder / FINETUNED / trial.id
+        metrics = read_json(folder / METRICS)
+        if metrics is not None:
+            found.append(replace(trial, folder=folder, metrics=metrics))
+    return found or trials
+
+
 def export_top_models(trials: list[Trial], limit: int, output: Path, say: Any) -> list[Path]:
     """Copy the best compact models beside the report, and load each again in a process of its own.
 
@@ -205,11 +218,8 @@ def export_top_models(trials: list[Trial], limit: int, output: Path, say: Any) -
     ExperimentError
         A file from which the model does not come back as it was.
     """
-    good = [trial for trial in trials if trial.status == "SUCCEEDED" and trial.default is not None and trial.folder]
-    ranked = sorted(good, key=lambda trial: (-(trial.default or 0.0), trial.metrics.get("macs", 0), trial.sequence))
-    ranked = [trial for trial in ranked if trial.folder and read_json(trial.folder / METRICS)][:limit]
     folders = []
-    for rank, trial in enumerate(ranked, 1):
+    for rank, trial in enumerate(ranked(trials)[:limit], 1):
         folder = output / TOP / str(rank)
         folder.mkdir(parents=True, exist_ok=True)
         for name in KEPT:

@@ -7,11 +7,9 @@ as any other, and what stays in its folder can be loaded, reported on and repeat
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import nni
@@ -21,12 +19,10 @@ from nni.nas.space import SimplifiedModelSpace
 from nni_plugins.channels import ChannelGraph
 from nni_plugins.experiment.folders import dense_folder
 from nni_plugins.search.surveys import free_groups, sparsities_of
-from nni_plugins.training.checkpoint import write_whole
-from nni_plugins.training.data import Data, build_data
-from nni_plugins.training.dense import DenseBaseline, prepare_dense
-from nni_plugins.training.loop import Loop
-from nni_plugins.training.measure import latency_ms
+from nni_plugins.training.data import build_data
+from nni_plugins.training.dense import prepare_dense
 from nni_plugins.training.models import build_model
+from nni_plugins.training.objective import RELATIVE
 from nni_plugins.training.pipeline import compress
 from nni_plugins.training.prune import NONE
 from nni_plugins.training.recipe import Recipe, load_recipe
@@ -34,18 +30,6 @@ from nni_plugins.training.resolve import source_digest
 from nni_plugins.training.weights import save_weights
 
 ARCHITECTURE = "nni_plugins.search.pruned_space:architecture"
-
-
-@dataclass(frozen=True)
-class Scale(DenseBaseline):
-    """A dense model whose costs are those of the space's default architecture: one scale for all trials."""
-
-    file_bytes: int = 0
-
-    @property
-    def bytes(self) -> int:
-        """Size of the default architecture's weights."""
-        return self.file_bytes
 
 
 @nni.trace
@@ -58,19 +42,18 @@ class RecipeEvaluation(Evaluator):
         Path of the recipe, relative to where trials run.
     space
         ``module:function``, from which trials make the space.
-    default
-        The sample of the architecture that bounds on costs are shares of.
+    limits
+        Bounds of the recipe's objective as numbers, since every architecture has another dense model.
     """
 
-    def __init__(self, recipe: str, space: str, default: dict[str, Any] | None = None) -> None:
-        self.recipe, self.space, self.default = recipe, space, default or {}
+    def __init__(self, recipe: str, space: str, limits: dict[str, float] | None = None) -> None:
+        self.recipe, self.space, self.limits = recipe, space, limits or {}
 
     def run(self, sample: dict[str, Any], output: Path, on_epoch: Callable[[float], Any] | None = None) -> dict:
         """Train, prune and prove what a sample chooses; returns the metrics, and leaves the model in ``output``."""
-        base = load_recipe(self.recipe)
+        base = load_recipe(self.recipe).with_values(self.limits, "the bounds")
         recipe = recipe_for(base, self.space, sample)
-        dense = prepare_dense(recipe, dense_folder(output), print)
-        return compress(recipe, output, scaled(base, self.space, self.default, dense, dense_folder(output)), on_epoch)
+        return compress(recipe, output, prepare_dense(recipe, dense_folder(output), print), on_epoch)
 
     def _execute(self, model: Any) -> Any:
         """What NNI calls in a trial: the model is not made here, but by the recipe."""
@@ -125,32 +108,27 @@ def recipe_for(base: Recipe, space: str, sample: dict[str, Any]) -> Recipe:
     )
 
 
-def scaled(base: Recipe, space: str, default: dict[str, Any], dense: DenseBaseline, folder: Path) -> Scale:
-    """Return a dense model with the costs of the default architecture, which are measured once an experiment."""
-    from filelock import FileLock
+def limits_of(base: Recipe, space: str, default: dict[str, Any]) -> dict[str, float]:
+    """Return the bounds of a recipe's objective that are shares, as numbers: one scale for all architectures.
 
+    Parameters
+    ----------
+    base, space
+        As for :func:`recipe_for`.
+    default
+        The sample of the architecture that they are shares of.
+    """
+    shares = {name: getattr(base.objective, name) for name in RELATIVE}
+    shares = {name: share for name, share in shares.items() if share is not None and share <= 1}
+    if not shares:
+        return {}
     recipe = recipe_for(base, space, default)
-    record = folder / f"scale-{recipe.dense_key()}.json"
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(str(record.with_suffix(".lock"))):
-        if not record.is_file():
-            costs = _costs(recipe, build_data(recipe), record.with_suffix(".safetensors"))
-            write_whole(record, lambda part: part.write_text(json.dumps(costs), encoding="utf-8"))
-    costs = json.loads(record.read_text(encoding="utf-8"))
-    own = {field.name: getattr(dense, field.name) for field in dataclasses.fields(DenseBaseline)}
-    return Scale(**{**own, **costs})
-
-
-def _costs(recipe: Recipe, data: Data, weights: Path) -> dict[str, Any]:
-    loop = Loop(recipe, data)
-    model, example = loop.place(build_model(recipe, seed=recipe.seed)), loop.place(data.example)
-    cost = ChannelGraph.watch(model, example).cost()
-    save_weights(model, weights)
-    size = weights.stat().st_size
-    weights.unlink()
-    return {
-        "macs": int(cost.macs),
-        "params": int(cost.params),
-        "latency_ms": latency_ms(model, example),
-        "file_bytes": size,
-    }
+    data = build_data(recipe)
+    model = build_model(recipe, seed=recipe.seed)
+    cost = ChannelGraph.watch(model, data.example).cost()
+    costs = {"macs": cost.macs, "params": cost.params}
+    if "bytes" in shares:
+        with TemporaryDirectory() as folder:
+            save_weights(model, Path(folder) / "weights.safetensors")
+            costs["bytes"] = (Path(folder) / "weights.safetensors").stat().st_size
+    return {f"objective.{name}": round(share * costs[name], 1) for name, share in shares.items()}

@@ -106,6 +106,9 @@ class StrategyManager(Manager):
         """NNI's word; ``ERROR`` when the strategy died, ``DONE`` when it has no more to try and all trials ended."""
         status, errors = super().status()
         failure, experiment = self._experiment.failure, self._experiment
+        listener = getattr(experiment._engine, "_channel_listen_thread", None)
+        if failure is None and listener is not None and not listener.is_alive() and status == "RUNNING":
+            return "ERROR", ["its strategy hears no more of NNI's manager; see the first lines on standard error"]
         if failure is not None:
             return "ERROR", [f"its strategy died ({type(failure).__name__}: {' '.join(str(failure).split())})"]
         if experiment.over and status in ("RUNNING", "TUNER_NO_MORE_TRIAL"):
