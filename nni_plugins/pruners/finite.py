@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -17,8 +18,7 @@ def all_finite(values: Iterable[Tensor]) -> bool:
     values : iterable of torch.Tensor
         Squares or absolute values, on any devices.
     """
-    peaks = [peak.float() for peak in torch._foreach_max([value for value in values if value.numel()])]
-    by_device: dict[torch.device, list[Tensor]] = {}
-    for peak in peaks:
-        by_device.setdefault(peak.device, []).append(peak)
-    return all(bool(torch.isfinite(torch.stack(found)).all()) for found in by_device.values())
+    by_place: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    for peak in torch._foreach_max([value for value in values if value.numel()]):
+        by_place.setdefault((peak.device, peak.dtype), []).append(peak)
+    return all(math.isfinite(torch.stack(found).amax()) for found in by_place.values())

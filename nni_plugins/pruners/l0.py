@@ -8,6 +8,7 @@ same whatever lies between (norms, activations, several producers), and a gate's
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -112,7 +113,7 @@ class L0Pruner(GroupPruner):
         self._alive = torch.cat([torch.as_tensor(~dead.get(n, np.zeros(s, bool))) for n, s in self._sizes.items()])
         self.gates = HardConcrete(len(self._alive), self._generator)
         self._sites = [(space, Gating(self.gates, dims, len(space.target.shape))) for space, dims in self._gate_sites()]
-        self._table = self._units_by_group()
+        self._table, self._never = self._units_by_group()
         self.lagrangian = self._make_lagrangian({name: int((~gone).sum()) for name, gone in dead.items()})
         self.gate_rate = gate_rate or min(max(20 / training_steps, 0.01), 0.5)
         self.optimizer = torch.optim.Adam([self.gates.log_alpha], betas=(0.9, 0.99), fused=True)
@@ -121,7 +122,7 @@ class L0Pruner(GroupPruner):
     # -- gates and budget ----------------------------------------------------------------------------------------
 
     def _gate_sites(self) -> list[tuple[PruningTargetSpace, list[tuple[int, Tensor]]]]:
-        """For each target space with gates: the dimensions, and the place of each index's gate."""
+        """For each target space with gates: the dimensions, and the places of each index's gate."""
         spaces: dict[int, PruningTargetSpace] = {}
         dims: dict[int, dict[int, Tensor]] = {}
         start, last = 0, len(self._alive)
@@ -204,7 +205,7 @@ class L0Pruner(GroupPruner):
         """One step of the gates and multipliers, and new noise; a step whose gradients are not finite is left out."""
         self._follow(self.gates.log_alpha.device)
         gradient = self._gradient()
-        if torch.isfinite(gradient).all():
+        if math.isfinite(gradient.sum()):
             probability = self._probability()
             by_probability = self.lagrangian.push(probability, self._step + 1)
             self.gates.log_alpha.grad = gradient + by_probability * probability * (1 - probability)
@@ -217,15 +218,18 @@ class L0Pruner(GroupPruner):
     def _bound(self) -> None:
         """Keep log α in its range, and one gate of each group open: where all close, no gradient opens any again."""
         log_alpha = self.gates.log_alpha.clamp_(-LIMIT, LIMIT)
-        open_to = torch.cat([log_alpha.masked_fill(~self._alive, -LIMIT), log_alpha.new_full((1,), -torch.inf)])
-        best = self._table.gather(1, open_to[self._table].argmax(1, keepdim=True)).flatten()
-        log_alpha[best] = log_alpha[best].clamp_min_(START)
+        table = log_alpha[self._table].add_(self._never)
+        best = self._table.gather(1, table.argmax(1, keepdim=True)).flatten()
+        log_alpha.index_put_((best,), log_alpha[best].clamp_min_(START))
 
-    def _units_by_group(self) -> Tensor:
-        """Int64 [groups, size of the largest]: the places of each group's gates, padded with the number of all."""
+    def _units_by_group(self) -> tuple[Tensor, Tensor]:
+        """Int64 [groups, size of the largest]: the places of gates; and what keeps padding and the dead from winning."""
         sizes = torch.tensor(list(self._sizes.values()))
         at = torch.arange(int(sizes.max()))
-        return torch.where(at < sizes[:, None], at + (sizes.cumsum(0) - sizes)[:, None], int(sizes.sum()))
+        first = (sizes.cumsum(0) - sizes)[:, None]
+        table = torch.where(at < sizes[:, None], at + first, first)
+        gone = torch.zeros(table.shape).masked_fill_(~self._alive[table], -2 * LIMIT)
+        return table, gone.masked_fill_(at >= sizes[:, None], -torch.inf)
 
     def _gradient(self) -> Tensor:
         """The loss's gradient by log α, over all ranks, without the scale that AMP or accumulation gave the loss."""
@@ -241,7 +245,7 @@ class L0Pruner(GroupPruner):
         """Bring all that the gates are trained with to where the weights are."""
         self.lagrangian.move(device)
         if self._alive.device != device:
-            self._alive, self._table = self._alive.to(device), self._table.to(device)
+            self._alive, self._table, self._never = (t.to(device) for t in (self._alive, self._table, self._never))
             for state in self.optimizer.state.values():
                 state.update({k: v.to(device) for k, v in state.items() if isinstance(v, Tensor)})
 

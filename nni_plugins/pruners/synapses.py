@@ -90,8 +90,38 @@ class Synapse:
         """The weight with these strengths."""
         if self.strength.device != weight.device:
             self.strength.data = self.strength.data.to(weight.device)
-        norms = self.layout.norms(weight).clamp_min(torch.finfo(weight.dtype).tiny ** 0.5)
-        return weight * self.layout.wide(self.strength.to(weight.dtype) / norms)
+        return _Rescaled.apply(weight, self.strength)
+
+
+class _Rescaled(torch.autograd.Function):
+    """s·K/‖K‖ for each kernel K, with a gradient of six operators; autograd's own takes three times as many."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, strength: Tensor) -> Tensor:
+        norms = _norms(weight)
+        factor = _wide(strength.to(weight.dtype) / norms, weight)
+        ctx.save_for_backward(weight, strength, norms, factor)
+        return weight * factor
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        weight, strength, norms, factor = ctx.saved_tensors
+        if torch.is_grad_enabled():  # to be differentiated again
+            norms = _norms(weight)
+            factor = _wide(strength.to(weight.dtype) / norms, weight)
+        product = gradient * weight
+        along = (product.flatten(2).sum(2) if weight.dim() > 2 else product) / norms  # of the gradient by s
+        back = torch.addcmul(gradient, weight, _wide(along / norms, weight), value=-1) * factor
+        return back, along.to(strength.dtype)
+
+
+def _norms(weight: Tensor) -> Tensor:
+    norms = torch.linalg.vector_norm(weight, dim=list(range(2, weight.dim()))) if weight.dim() > 2 else weight.abs()
+    return norms.clamp_min(torch.finfo(weight.dtype).tiny ** 0.5)
+
+
+def _wide(table: Tensor, weight: Tensor) -> Tensor:
+    return table.view(*table.shape, *[1] * (weight.dim() - 2))
 
 
 @dataclass

@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_map
 
 from nni_plugins.pruners.config import check_whole
 from nni_plugins.pruners.errors import PruningError
+from nni_plugins.pruners.finite import all_finite
 from nni_plugins.pruners.kernels import KernelPruner
 from nni_plugins.pruners.life import Masks
 from nni_plugins.pruners.loss_scale import LossProbe
@@ -33,7 +34,7 @@ _MEASURE_EVERY = 10  # steps between two measurements of what a layer reads
 
 def synaptic_mul(target: Tensor, target_space: Any) -> Tensor:
     """NNI's ``mul``, of a weight in the form that strengths are trained in."""
-    synapse: Synapse | None = getattr(target_space, "synapse", None)
+    synapse: Synapse | None = target_space.__dict__.get("synapse")
     return mul_mask(target if synapse is None else synapse(target), target_space)
 
 
@@ -244,16 +245,19 @@ class SynapticStrengthPruner(KernelPruner):
     def _train_strengths(self) -> None:
         """One step of the strengths; a step whose gradients are not finite is left out."""
         self._take_deviations()
-        gradients = {n: s.strength.grad for n, s in self.strengths.items() if s.strength.grad is not None}
+        named = {n: s.strength for n, s in self.strengths.items() if s.strength.grad is not None}
         scale = self._probe.take()
-        averaged_over_ranks({**gradients, "": scale})
-        gradients = {name: gradient / scale.to(gradient) for name, gradient in gradients.items()}
-        if all(torch.isfinite(gradient).all() for gradient in gradients.values()):
+        found = {name: strength.grad for name, strength in named.items() if strength.grad is not None}
+        averaged_over_ranks({**found, "": scale})
+        gradients = list(found.values())
+        if gradients and all_finite(torch._foreach_abs(gradients)):
             if self._step % _MEASURE_EVERY == 0 or not self._pulls:
                 self._pulls = {name: self.penalty * self._scale(name) for name in self._layouts}
-            for name, gradient in gradients.items():
-                strength = self.strengths[name].strength
-                strength.grad = gradient.addcmul_(self._pulls[name].to(gradient), strength.sign())
+            if scale != 1:
+                torch._foreach_div_(gradients, float(scale))
+            pulls = [self._pulls[name].to(gradient) for name, gradient in found.items()]
+            signs = torch._foreach_sign([strength.detach() for strength in named.values()])
+            torch._foreach_add_(gradients, torch._foreach_mul(pulls, signs))
             self.optimizer.step()
         self.optimizer.zero_grad()
         for norm, fit in self._folded.items():
