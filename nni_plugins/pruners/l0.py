@@ -223,7 +223,7 @@ class L0Pruner(GroupPruner):
         log_alpha.index_put_((best,), log_alpha[best].clamp_min_(START))
 
     def _units_by_group(self) -> tuple[Tensor, Tensor]:
-        """Int64 [groups, size of the largest]: the places of gates; and what keeps padding and the dead from winning."""
+        """Int64 [groups, size of the largest]: places of gates; and what keeps padding and the dead from winning."""
         sizes = torch.tensor(list(self._sizes.values()))
         at = torch.arange(int(sizes.max()))
         first = (sizes.cumsum(0) - sizes)[:, None]
