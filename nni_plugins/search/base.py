@@ -46,7 +46,10 @@ class RecordedTuner(Tuner):
         """A trial got its number: what :meth:`_suggest` has just returned, or one of an earlier process."""
 
     def _learn(self, record: Record) -> None:
-        """A trial has its result, in ``record.value``."""
+        """A trial has its result, in ``record.value``; until ``_ready`` it is one of an earlier process."""
+
+    def _learnt(self, results: int) -> None:
+        """So many new results have been given to :meth:`_learn`."""
 
     def _failed(self, record: Record) -> None:
         """A trial ended without a result."""
@@ -64,7 +67,6 @@ class RecordedTuner(Tuner):
                 return
             folder = checkpoint_folder()
             self.journal = Journal(folder / f"{self.name}.jsonl" if folder else None)
-            self._ready = True
             for record in self.journal.records:
                 self._started(record)
                 if record.state == FAILED:
@@ -74,6 +76,7 @@ class RecordedTuner(Tuner):
             if self.journal.records:
                 _logger.info("%s: %d trials found again", self.name, len(self.journal.records))
                 self._restored()
+            self._ready = True
 
     def generate_parameters(self, parameter_id: int, **kwargs: Any) -> dict[str, Any]:
         """Return the parameters of one more trial."""
@@ -96,6 +99,7 @@ class RecordedTuner(Tuner):
                 return  # twice the same
             self.journal.tell(record, value, job)
             self._learn(record)
+            self._learnt(1)
 
     def trial_end(self, parameter_id: int, success: bool, **kwargs: Any) -> None:
         """Note a trial that failed or was stopped. Its result, if there is one, may come before or after."""
@@ -108,6 +112,7 @@ class RecordedTuner(Tuner):
     def import_data(self, data: Any) -> None:
         """Learn results of other trials: of this experiment before it was resumed (which count once), or others."""
         with self._lock:
+            before = len(self.journal.done())
             for parameters, value, job in _entries(data):
                 record = self.journal.match(parameters, value, job)
                 if record is not None and record.state == DONE:
@@ -118,6 +123,8 @@ class RecordedTuner(Tuner):
                     self._started(record)
                 self.journal.tell(record, value, job)
                 self._learn(record)
+            if len(self.journal.done()) > before:
+                self._learnt(len(self.journal.done()) - before)
 
     def load_checkpoint(self) -> None:
         """NNI calls this before the search space is known; the state is read with it."""

@@ -177,8 +177,10 @@ class OptunaTuner(RecordedTuner):
         if values is not None and self.front.add(record, values, max(violations(record, self.constraints)) <= 0):
             _logger.info("trial %s is on the front: %s", record.job or record.number, values)
         self._tell(record)
+
+    def _learnt(self, results: int) -> None:
         folder = experiment_folder()
-        if folder is not None and self._ready:
+        if folder is not None:
             self._write_front(folder)
 
     def _failed(self, record: Record) -> None:
@@ -188,6 +190,7 @@ class OptunaTuner(RecordedTuner):
 
     def _restored(self) -> None:
         self._study.sampler = self._make_sampler(self._next_seed())
+        self._learnt(0)
 
     def _write_front(self, folder: Any) -> None:
         done = self.journal.done()

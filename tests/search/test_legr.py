@@ -109,7 +109,10 @@ def test_grids_are_kept_to() -> None:
     ],
 )
 def test_what_does_not_fit_is_named_in_one_line(arguments: Any, space: Any, words: str) -> None:
-    with pytest.raises(SearchError, match=words) as caught:
+    def use() -> None:
         LeGRClassArgsValidator().validate_class_args(**arguments)
         LeGRTuner(**arguments).update_search_space(space)
+
+    with pytest.raises(SearchError, match=words) as caught:
+        use()
     assert "\n" not in str(caught.value)
