@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from nni_plugins.pruners.l0 import L0Pruner
     from nni_plugins.pruners.lottery import LotteryTicketPruner
     from nni_plugins.pruners.magnitude import MagnitudePruner
+    from nni_plugins.pruners.order import OrderPruner
     from nni_plugins.pruners.random import RandomPruner
     from nni_plugins.pruners.synaptic import SynapticStrengthPruner
     from nni_plugins.pruners.taylor import TaylorPruner
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from nni_plugins.pruners.weights import WeightPruner
 
 _METHODS = {
+    "block": ("nni_plugins.pruners.blocks", "BlockPruner"),
     "dynamic_sparse": ("nni_plugins.pruners.dynamic", "DynamicSparsePruner"),
     "lottery_ticket": ("nni_plugins.pruners.lottery", "LotteryTicketPruner"),
     "weight_gradient": ("nni_plugins.pruners.weight_gradient", "GradientWeightPruner"),
@@ -35,12 +37,12 @@ _METHODS = {
     "hybrid": ("nni_plugins.pruners.hybrid", "HybridPruner"),
     "l0": ("nni_plugins.pruners.l0", "L0Pruner"),
     "magnitude": ("nni_plugins.pruners.magnitude", "MagnitudePruner"),
+    "order": ("nni_plugins.pruners.order", "OrderPruner"),
     "synaptic": ("nni_plugins.pruners.synaptic", "SynapticStrengthPruner"),
     "random": ("nni_plugins.pruners.random", "RandomPruner"),
     "taylor": ("nni_plugins.pruners.taylor", "TaylorPruner"),
 }
 _LAZY = {name: module for module, name in _METHODS.values()} | {
-    "BlockPruner": "nni_plugins.pruners.blocks",
     "GroupPruner": "nni_plugins.pruners.base",
     "WeightPruner": "nni_plugins.pruners.weights",
 }
@@ -57,6 +59,7 @@ __all__ = [
     "LotteryTicketPruner",
     "MagnitudePruner",
     "MagnitudeWeightPruner",
+    "OrderPruner",
     "PruningError",
     "RandomPruner",
     "Schedule",

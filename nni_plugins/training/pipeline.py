@@ -101,6 +101,10 @@ def compress(
     checkpoint = output / CHECKPOINT.format(_key(recipe))
     for stale in set(output.glob(CHECKPOINT.format("*"))) - {checkpoint}:  # of another recipe
         stale.unlink(missing_ok=True)
+    if recipe.supernet.epochs:
+        from nni_plugins.training.supernet import as_slice
+
+        recipe, dense = as_slice(recipe, dense)
     data = build_data(recipe)
     loop = Loop(finetune_recipe(recipe), data, "fine-tuning")
     run = _Run(recipe, output, dense, data, loop, loop.place(data.example), checkpoint)

@@ -19,7 +19,7 @@ from typing import Any, get_origin
 import yaml
 
 from nni_plugins.training.errors import RecipeError, first_line
-from nni_plugins.training.schema import check, closest, field_paths, hints, option, plain, section
+from nni_plugins.training.schema import check, closest, field_paths, hints, option, plain, section, show
 
 MODEL_NAMES = ("mlp", "small_cnn", "resnet8", "resnet20", "resnet56", "mobilenetv2", "staged")
 DATA_NAMES = ("digits", "cifar10", "image_folder")
@@ -89,7 +89,7 @@ class PruneSettings:
 
     pruner: str = option("magnitude", "name in nni_plugins.pruners.PRUNERS, nni:ClassName, module:Class, or none")
     sparsity: float = option(0.5, "share to remove, of what target names", low=0, below=1)
-    target: str = option("macs", "what sparsity counts", choices=("channels", "macs", "params"))
+    target: str = option("macs", "what sparsity counts", choices=("channels", "macs", "params", "latency"))
     scope: str = option("global", "where units compete", choices=("local", "global", "isomorphic", "knapsack"))
     round_to: int = option(1, "kept units are a multiple of this", low=1)
     exact_only: bool = option(True, "leave out groups whose removal cannot equal masking")
@@ -118,6 +118,19 @@ class RankSettings:
 
 
 @dataclass(frozen=True)
+class SupernetSettings:
+    """One network trained at all widths, of which every trial is a slice."""
+
+    epochs: int = option(0, "passes over the training split, after the dense training; 0: no supernet", low=0)
+    smallest: float = option(0.25, "least share of a group's units that is trained", above=0, below=1)
+    samples: int = option(2, "random widths in each step, beside the largest and the smallest", low=0)
+    distill: bool = option(True, "narrow widths learn the outputs of the largest, not the labels")
+    learning_rate: float | None = option(None, "peak learning rate; null: that of train", above=0)
+    pruner: str = option("magnitude", "which units stay longest: a name in nni_plugins.pruners.PRUNERS")
+    batches: int = option(20, "training batches that make the statistics of a slice afresh", low=1)
+
+
+@dataclass(frozen=True)
 class FinetuneSettings:
     """Training after pruning; null takes the value of train."""
 
@@ -136,6 +149,28 @@ class SpeedupSettings:
     recalibrate_batches: int = option(0, "training batches that refresh batch-norm statistics after fine-tuning", low=0)
     tolerance: float = option(1e-5, "largest error of the compact model, in shares of the output's size", above=0)
     keep_masked: bool = option(True, "write the masked model's weights beside the compact ones")
+
+
+@dataclass(frozen=True)
+class QuantizeSettings:
+    """Whole numbers in place of floats, after everything else."""
+
+    method: str = option(
+        "none",
+        "ptq looks at batches; qat and lsq train with rounding (NNI's quantisers)",
+        choices=("none", "ptq", "qat", "lsq"),
+    )
+    epochs: int = option(3, "passes over the training split, of qat and lsq", low=1)
+    learning_rate: float = option(0.002, "peak learning rate, of qat and lsq", above=0)
+    calibrate_batches: int = option(20, "batches that ranges are taken from before anything is rounded", low=1)
+    weight_bits: int = option(8, "bits of a weight; each output channel has its own scale", low=2, high=8)
+    activation_bits: int = option(8, "bits of an activation; each tensor has one scale", low=2, high=8)
+    activations: str = option(
+        "symmetric",
+        "symmetric (zero point 0, as TensorRT wants it), or affine (one bit more after a relu)",
+        choices=("symmetric", "affine"),
+    )
+    exclude: tuple[str, ...] = option((), "modules that stay in float, with all below them")
 
 
 @dataclass(frozen=True)
@@ -177,8 +212,10 @@ class Recipe:
     train: TrainSettings = section(TrainSettings)
     prune: PruneSettings = section(PruneSettings)
     rank: RankSettings = section(RankSettings)
+    supernet: SupernetSettings = section(SupernetSettings)
     finetune: FinetuneSettings = section(FinetuneSettings)
     speedup: SpeedupSettings = section(SpeedupSettings)
+    quantize: QuantizeSettings = section(QuantizeSettings)
     objective: ObjectiveSettings = section(ObjectiveSettings)
     search: SearchSettings = section(SearchSettings)
 
@@ -202,7 +239,7 @@ class Recipe:
         tree = self.to_dict()
         for path, value in unnested(values).items():
             _set(tree, path, value, source)
-        return check(type(self), tree, source)
+        return _agreeing(check(type(self), tree, source), source)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data that :func:`recipe_from_dict` reads back."""
@@ -273,10 +310,24 @@ def load_recipe(path: str | Path) -> Recipe:
 
 def recipe_from_dict(tree: Any, source: str = "recipe", folder: str | Path | None = None) -> Recipe:
     """Check plain data as a recipe; relative paths in it start at ``folder`` unless it says otherwise."""
-    recipe = check(Recipe, tree, source)
+    recipe = _agreeing(check(Recipe, tree, source), source)
     base = Path(folder or os.getcwd()).absolute()
     own = base / recipe.folder if recipe.folder else base
     return recipe.with_values({"folder": str(own)}, source)
+
+
+def _agreeing(recipe: Recipe, source: str) -> Recipe:
+    """Refuse an option of a pruner that may be one of a few texts, and is none of them."""
+    from nni_plugins.pruners.choices import CHOICES
+
+    known = CHOICES.get(recipe.prune.pruner, {})
+    for name, value in recipe.prune.arguments.items():
+        if name in known and value not in known[name]:
+            may = ", ".join("null" if item is None else str(item) for item in known[name])
+            raise RecipeError(
+                f"{source}: prune.arguments.{name} is {show(value)}; of {recipe.prune.pruner} it must be one of {may}"
+            )
+    return recipe
 
 
 def unnested(values: Mapping[str, Any]) -> dict[str, Any]:
