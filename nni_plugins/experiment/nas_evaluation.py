@@ -17,8 +17,10 @@ from nni.nas.evaluator import Evaluator
 from nni.nas.space import SimplifiedModelSpace
 
 from nni_plugins.channels import ChannelGraph
+from nni_plugins.channels.cost import Cost
 from nni_plugins.experiment.folders import dense_folder
 from nni_plugins.search.surveys import free_groups, sparsities_of
+from nni_plugins.training.allocate import whole
 from nni_plugins.training.data import build_data
 from nni_plugins.training.dense import prepare_dense
 from nni_plugins.training.models import build_model
@@ -77,6 +79,10 @@ def recipe_for(base: Recipe, space: str, sample: dict[str, Any]) -> Recipe:
         ``module:function``.
     sample
         As NNI's strategies make it.
+
+    Notes
+    -----
+    What breaks a bound on MACs or parameters is not trained, since it cannot become feasible.
     """
     inside = {name: value for name, value in sample.items() if not name.startswith("keep:")}
     recipe = base.with_values(
@@ -97,6 +103,9 @@ def recipe_for(base: Recipe, space: str, sample: dict[str, Any]) -> Recipe:
     sparsities = sparsities_of(sample, [group.name for group in groups])
     chosen = {f"prune.groups.{name}": round(share, 6) for name, share in sparsities.items()}
     loses = any(share > 0 for share in sparsities.values())
+    cost = graph.cost({group.name: whole(group.size, sparsities[group.name], recipe.prune) for group in groups})
+    if recipe.objective.skip_infeasible and too_costly(recipe, cost):
+        recipe = recipe.with_values({"train.epochs": 0, "model.checkpoint": None}, "the bounds")
     return recipe.with_values(
         {
             "prune.groups": {},
@@ -106,6 +115,12 @@ def recipe_for(base: Recipe, space: str, sample: dict[str, Any]) -> Recipe:
         },
         "the sample",
     )
+
+
+def too_costly(recipe: Recipe, cost: Cost) -> bool:
+    """Say whether a cost breaks a bound of the objective that is a number: no training would change that."""
+    bounds = {name: getattr(recipe.objective, name) for name in ("macs", "params")}
+    return any(bound is not None and 1 < bound < getattr(cost, name) for name, bound in bounds.items())
 
 
 def limits_of(base: Recipe, space: str, default: dict[str, Any]) -> dict[str, float]:

@@ -206,5 +206,17 @@ def test_an_architecture_that_keeps_everything_is_a_trial_too(tmp_path: Path) ->
     assert metrics["macs"] == metrics["dense"]["macs"]
 
 
+def test_what_cannot_meet_a_bound_is_not_trained_and_ranks_last(tmp_path: Path) -> None:
+    path = write(tmp_path).with_name("recipe.yml")
+    cheap, costly = {**SAMPLE, "depth": 1}, {**SAMPLE, "width": 16, "keep:body": 1.0}
+    runs = [
+        RecipeEvaluation(str(path), SPACE, {"objective.macs": 30_000}).run(s, tmp_path / s["kind"]) for s in (costly,)
+    ]
+    assert not runs[0]["feasible"]
+    assert runs[0]["default"] < -0.5
+    assert load_recipe(tmp_path / costly["kind"] / "recipe.yml").train.epochs == 0
+    assert recipe_for(load_recipe(path).with_values({"objective.macs": 30_000}), SPACE, cheap).train.epochs == 1
+
+
 def test_settings_take_a_strategy_by_name_alone() -> None:
     assert read_settings({"space": SPACE, "strategy": "TPE"}, Path("c")).strategy == "TPE"
