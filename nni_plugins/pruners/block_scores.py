@@ -49,6 +49,8 @@ class BlockWatcher:
         self.model, self.measure, self.active = model, measure, True
         self.blocks = {block.name: block for block in blocks}
         self.readers = {name: reader for name, block in self.blocks.items() if (reader := _reader(graph, block))}
+        self.reshaping: set[str] = set()
+        """Blocks that read another shape than they add to, of which no influence can be told."""
         self.reset()
 
     def reset(self) -> None:
@@ -108,6 +110,8 @@ class BlockWatcher:
                 dim = 1 if added.dim() == 4 else -1
                 cosine = torch.cosine_similarity(before.detach(), before.detach() + added, dim=dim)
                 self._add(name, (1 - cosine).mean())
+            else:
+                self.reshaping.add(name)
 
         return watch
 

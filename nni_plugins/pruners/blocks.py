@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from nni_plugins.channels.blocks import Block
     from nni_plugins.channels.latency import LatencyTable
 
+_MOST_INFLUENCE = 2.0  # one minus a cosine
 SCORES = ("influence", "taylor", "loss")
 TARGETS = ("blocks", "macs", "params", "latency")
 
@@ -52,8 +53,9 @@ class BlockPruner(PrunerBase):
     existed_wrappers : dict, optional
         Given by ``from_compressor``.
     score : {'influence', 'taylor', 'loss'}
-        1 − cosine of the stream before and after; squared first-order change of the loss; or how much the evaluator's
-        metric (the higher the better, as NNI has it) falls without the block.
+        1 − cosine of the stream before and after (2 where a block reads another shape than it adds to); squared
+        first-order change of the loss; or how much the evaluator's metric (the higher the better, as NNI has it) falls
+        without the block.
     target : {'blocks', 'macs', 'params', 'latency'}
         What the sparsity is a fraction of. Blocks are coarse: at least as much goes as is asked, and of ``blocks`` the
         nearest number.
@@ -174,6 +176,10 @@ class BlockPruner(PrunerBase):
             self._run_dummy_input()
         found = self._watcher.scores()
         self._watcher.reset()
+        for name in self._watcher.reshaping - set(found):
+            # what reads another shape than it adds to (the main path of a strided block) goes last
+            device = next(self.bound_model.parameters()).device
+            found[name] = torch.tensor(_MOST_INFLUENCE, dtype=torch.float64, device=device)
         missing = [block.name for block in self.blocks if block.name not in found and block.name not in self._gone]
         if missing:
             raise PruningError(f"{missing[0]}: no {self.score} was seen of it; does training call it, and step()?")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from nni_plugins.pruners.affine import begins
@@ -15,10 +15,13 @@ if TYPE_CHECKING:
 
     from nni_plugins.channels import ChannelGraph, ChannelGroup
 
+Latency = Callable[[Mapping[str, int]], float]
 MOST = 0.95  # a group loses at most this share when sparsities are scaled up
 
 
-def config_list(settings: PruneSettings, model: nn.Module, graph: ChannelGraph) -> tuple[list[dict[str, Any]], str]:
+def config_list(
+    settings: PruneSettings, model: nn.Module, graph: ChannelGraph, latency: Latency | None = None
+) -> tuple[list[dict[str, Any]], str]:
     """Write the prune section as NNI's ``config_list``.
 
     Parameters
@@ -26,12 +29,14 @@ def config_list(settings: PruneSettings, model: nn.Module, graph: ChannelGraph) 
     settings
         Without ``groups``, one entry asks for ``sparsity`` of all that can be pruned. With ``groups`` and the target
         ``channels``, each group loses the share that its prefix says (``sparsity`` where none does). With ``groups``
-        and the target ``macs`` or ``params``, these shares say how the loss is spread, and are scaled together until
-        ``sparsity`` of the whole model's MACs or parameters is gone.
+        and another target, these shares say how the loss is spread, and are scaled together until ``sparsity`` of the
+        whole model's MACs, parameters or latency is gone.
     model
         The dense model.
     graph
         Its channels.
+    latency
+        Milliseconds for the units kept of each group; only asked with ``groups`` and the target ``latency``.
 
     Returns
     -------
@@ -59,7 +64,7 @@ def config_list(settings: PruneSettings, model: nn.Module, graph: ChannelGraph) 
     if settings.target == "channels":
         kept = {name: whole(sizes[name], ratio, settings) for name, ratio in ratios.items()}
     else:
-        kept = fit(settings, graph, sizes, ratios)
+        kept = fit(settings, graph, sizes, ratios, latency)
     entries = [
         {"op_names": producers(group), "sparse_ratio": 1 - kept[group.name] / group.size, **common}
         for group in groups
@@ -78,10 +83,10 @@ def prunable_groups(settings: PruneSettings, model: nn.Module, graph: ChannelGra
     for key in ("op_names", "exclude"):
         for name in getattr(settings, key):
             if name not in modules:
-                raise RecipeError(f"prune.{key}: the model has no module {name}; {_near(name, list(modules))}")
+                raise RecipeError(f"prune.{key}: the model has no module {name}; {near(name, list(modules))}")
     for kind in settings.op_types:
         if kind not in modules.values():
-            raise RecipeError(f"prune.op_types: the model has no {kind}; {_near(kind, sorted(set(modules.values())))}")
+            raise RecipeError(f"prune.op_types: the model has no {kind}; {near(kind, sorted(set(modules.values())))}")
 
     def selected(group: ChannelGroup) -> bool:
         own = producers(group)
@@ -118,7 +123,7 @@ def group_ratios(settings: PruneSettings, groups: list[ChannelGroup]) -> dict[st
             names = [group.name for group in groups]
             parts = {".".join(name.split(".")[:depth]) for name in names for depth in range(1, name.count(".") + 2)}
             raise RecipeError(
-                f"prune.groups.{prefix} is the beginning of no prunable group; {_near(prefix, sorted(parts))}"
+                f"prune.groups.{prefix} is the beginning of no prunable group; {near(prefix, sorted(parts))}"
             )
     return ratios
 
@@ -130,9 +135,10 @@ def affine(settings: PruneSettings) -> dict[str, tuple[float, float]]:
 
 
 def fit(
-    settings: PruneSettings, graph: ChannelGraph, sizes: Mapping[str, int], ratios: Mapping[str, float]
-) -> dict[str, int]:
-    """Scale sparsities together until the budget on MACs or parameters is just met.
+    settings: PruneSettings, graph: ChannelGraph, sizes: Mapping[str, int], ratios: Mapping[str, float],
+    latency: Latency | None = None,
+) -> dict[str, int]:  # fmt: skip
+    """Scale sparsities together until the budget on MACs, parameters or latency is just met.
 
     Parameters
     ----------
@@ -140,6 +146,8 @@ def fit(
         ``target``, ``sparsity`` (of the whole model), ``round_to``, ``max_sparsity``.
     graph
         Gives the cost.
+    latency
+        Milliseconds for the units kept of each group; needed for that target.
     sizes, ratios
         Units of each group, and the sparsity to scale.
 
@@ -150,9 +158,11 @@ def fit(
     """
 
     def cost(kept: Mapping[str, int]) -> float:
-        return getattr(
-            graph.cost({name: count for name, count in kept.items() if count < sizes[name]}), settings.target
-        )
+        fewer = {name: count for name, count in kept.items() if count < sizes[name]}
+        if settings.target == "latency":
+            assert latency is not None
+            return latency(fewer)
+        return getattr(graph.cost(fewer), settings.target)
 
     def scaled(scale: float) -> dict[str, int]:
         return {name: whole(sizes[name], min(ratio * scale, MOST), settings) for name, ratio in ratios.items()}
@@ -190,7 +200,7 @@ def whole(size: int, ratio: float, settings: PruneSettings) -> int:
     return min(max(kept, min(step, size)), size)
 
 
-def _near(name: str, known: list[str]) -> str:
+def near(name: str, known: list[str]) -> str:
     near = difflib.get_close_matches(name, [item for item in known if item], 3, 0.5)
     if near:
         return f"closest: {', '.join(near)}"

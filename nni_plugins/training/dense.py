@@ -77,6 +77,10 @@ def prepare_dense(recipe: Recipe, folder: str | Path, log: Callable[[str], Any] 
     """
     from filelock import FileLock, Timeout
 
+    from nni_plugins.training.prune import NONE, check_prune
+
+    if recipe.prune.pruner != NONE:
+        check_prune(recipe)  # what it says wrongly need not wait for the training
     home = Path(folder) / recipe.dense_key()
     home.mkdir(parents=True, exist_ok=True)
     found = read_dense(home)

@@ -25,7 +25,7 @@ from nni_plugins.training.loop import Loop
 from nni_plugins.training.measure import latency_ms
 from nni_plugins.training.models import build_model
 from nni_plugins.training.objective import excess, objective
-from nni_plugins.training.prune import Masks, Pruned, apply_masks, mask_pairs, prune
+from nni_plugins.training.prune import Masks, Pruned, apply_masks, mask_pairs, masks_left, prune
 from nni_plugins.training.rank import rank
 from nni_plugins.training.recalibrate import recalibrate
 from nni_plugins.training.recipe import Recipe
@@ -125,7 +125,8 @@ def compress(
     compact, speedup = _speedup(run, model, pruned.masks) if after else (None, None)
     with run.timed("finetune"):
         target = model if compact is None else compact
-        _finetune(run, target, {} if after else pruned.masks, pruned.plan, on_epoch, skip=quick)
+        kept = pruned.masks if compact is None else masks_left(compact, pruned.masks)
+        _finetune(run, target, kept, pruned.plan, on_epoch, skip=quick)
     if compact is None or speedup is None:
         if recipe.speedup.keep_masked:
             save_weights(model, output / MASKED)

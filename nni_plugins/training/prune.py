@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from nni_plugins.training.allocate import affine, config_list
+from nni_plugins.training.allocate import affine
 from nni_plugins.training.errors import CompressionError, RecipeError, first_line, where
 from nni_plugins.training.loop import Loop
+from nni_plugins.training.methods import (
+    GROUPS,
+    WEIGHTS,
+    Kind,
+    check_arguments,
+    check_settings,
+    entries_of,
+    kind_of,
+    parameters_of,
+)
 from nni_plugins.training.recipe import Recipe
 from nni_plugins.training.schema import closest
 
 if TYPE_CHECKING:
     from nni_plugins.channels import ChannelGraph, Plan
+    from nni_plugins.channels.latency import LatencyTable
 
+OFFERED = ("evaluator", "dummy_input", "scope", "target", "round_to", "exact_only", "seed", "affine", "compact")
+"""Arguments of a pruner that come from other fields of the recipe."""
 Masks = dict[str, dict[str, Tensor]]
 NONE = "none"  # the pruner that leaves the model whole
 
@@ -66,6 +80,27 @@ def pruner_class(recipe: Recipe) -> Callable[..., Any]:
     return PRUNERS[name]
 
 
+def check_prune(recipe: Recipe) -> tuple[Callable[..., Any], Kind, Mapping[str, inspect.Parameter]]:
+    """Refuse what the pruner does not have, as far as the recipe alone says it; return the pruner and what it takes.
+
+    Raises
+    ------
+    RecipeError
+        No such pruner, or fields and arguments that it does not take.
+    """
+    settings, maker = recipe.prune, pruner_class(recipe)
+    kind = kind_of(maker, settings.arguments)
+    parameters = parameters_of(maker, kind)
+    check_settings(settings, kind)
+    if "compact" in parameters and settings.arguments.get("compact"):
+        raise RecipeError("prune.arguments.compact: a recipe takes channels out by its speedup; leave it out")
+    if "affine" not in parameters and (settings.scales or settings.shifts):
+        given = "scales" if settings.scales else "shifts"
+        raise RecipeError(f"prune.{given}: {settings.pruner} ranks no channel groups; leave it out")
+    check_arguments(settings, parameters, OFFERED)
+    return maker, kind, parameters
+
+
 def prune(recipe: Recipe, model: nn.Module, loop: Loop, graph: ChannelGraph) -> Pruned:
     """Run the recipe's pruner on a trained model.
 
@@ -93,14 +128,23 @@ def prune(recipe: Recipe, model: nn.Module, loop: Loop, graph: ChannelGraph) -> 
         from nni_plugins.channels import Plan
 
         return Pruned({}, Plan(graph, {}))
-    settings, maker = recipe.prune, pruner_class(recipe)
-    entries, target = config_list(settings, model, graph)
-    parameters = inspect.signature(maker).parameters
-    anything = any(item.kind is inspect.Parameter.VAR_KEYWORD for item in parameters.values())
+    maker, kind, parameters = check_prune(recipe)
+    settings, example = recipe.prune, loop.place(loop.data.example)
+
+    @functools.cache
+    def latency() -> LatencyTable:
+        from nni_plugins.pruners.targets import latency_table
+
+        return latency_table(graph, model, example, None)
+
+    entries, target = entries_of(
+        settings, kind, model, graph, lambda kept: latency().total_ms(graph.cost_model.counts(kept))
+    )
+    spread = kind is GROUPS and settings.groups and settings.target != "channels"
     offered = {
         "evaluator": lambda: RecipeEvaluator(loop),
-        "dummy_input": lambda: loop.place(loop.data.example),
-        "scope": lambda: "local" if settings.groups and settings.target != "channels" else settings.scope,
+        "dummy_input": lambda: example,
+        "scope": lambda: "local" if spread else settings.scope,
         "target": lambda: target,
         "round_to": lambda: settings.round_to,
         "exact_only": lambda: settings.exact_only,
@@ -108,15 +152,8 @@ def prune(recipe: Recipe, model: nn.Module, loop: Loop, graph: ChannelGraph) -> 
         "affine": lambda: affine(settings),
         "compact": lambda: 0.0,  # channels are taken out by the speedup, and masks fit the model as it is built
     }
-    if "compact" in parameters and settings.arguments.get("compact"):
-        raise RecipeError("prune.arguments.compact: a recipe takes channels out by its speedup; leave it out")
-    if "affine" not in parameters and (settings.scales or settings.shifts):
-        given = "scales" if settings.scales else "shifts"
-        raise RecipeError(f"prune.{given}: {settings.pruner} ranks no channel groups; leave it out")
-    for name in settings.arguments:
-        if name in ("model", "config_list") or (name not in parameters and not anything):
-            known = [item for item in parameters if item not in ("model", "config_list", *offered)]
-            raise RecipeError(f"prune.arguments.{name} is not an argument of {settings.pruner}; {closest(name, known)}")
+    if kind is WEIGHTS and settings.arguments.get("density") not in (None, "global"):
+        del offered["scope"]  # a density of each layer's own is a local scope
     arguments = {name: make() for name, make in offered.items() if name in parameters}
     arguments.update(settings.arguments)
     missing = [
@@ -152,6 +189,26 @@ def apply_masks(model: nn.Module, masks: Masks) -> None:
     """Set masked weights to zero, in place."""
     for weight, mask in mask_pairs(model, masks):
         weight.mul_(mask)
+
+
+def masks_left(model: nn.Module, masks: Masks) -> Masks:
+    """Return what masks still mask in the model that they have been taken out of: single weights and kernels.
+
+    Parameters
+    ----------
+    model
+        Compact, just made: what is masked in it is zero.
+    masks
+        Of the whole model.
+    """
+    left: Masks = {}
+    own = dict(model.named_parameters(remove_duplicate=False))
+    for module, targets in masks.items():
+        for name, mask in targets.items():
+            parameter = own.get(f"{module}.{name}" if module else name)
+            if parameter is not None and int((mask != 0).sum()) < parameter.numel():
+                left.setdefault(module, {})[name] = (parameter.detach() != 0).to(parameter)
+    return left
 
 
 def mask_pairs(model: nn.Module, masks: Masks) -> list[tuple[Tensor, Tensor]]:

@@ -82,6 +82,19 @@ def test_influence_is_one_minus_the_cosine_of_the_stream():
     assert float(pruner.scores["blocks.1.mlp"]) == pytest.approx(expected)
 
 
+def test_a_strided_block_s_main_path_goes_last_by_influence():
+    """It reads a larger picture than it adds to, so that nothing can be compared: it used to end the run."""
+    from nni_plugins.training.models import resnet8
+
+    model = resnet8((1, 8, 8), 10, width=8)
+    pruner = BlockPruner(
+        model, [{"op_types": ["BatchNorm2d"], "sparse_ratio": 0.1}], dummy_input=torch.rand(4, 1, 8, 8)
+    )
+    pruner.compress()
+    assert float(pruner.scores["layer2.0.bn2"]) == 2.0
+    assert "layer2.0.bn2" not in pruner.plan.blocks
+
+
 @pytest.mark.parametrize("target", ["macs", "params", "latency"])
 def test_costs_are_met_with_the_fewest_important_blocks(target, tmp_path, monkeypatch):
     monkeypatch.setenv("NNI_PLUGINS_CACHE", str(tmp_path))
