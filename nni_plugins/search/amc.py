@@ -9,19 +9,19 @@ so that results may come in any order, from remote workers, from another experim
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from nni.utils import ClassArgsValidator
 from scipy.special import ndtr, ndtri
 
-from nni_plugins.search.amc_state import BUDGETS, PREFIX, Environment, GraphEnvironment
+from nni_plugins.search.amc_state import Environment, GraphEnvironment
 from nni_plugins.search.base import RecordedTuner
+from nni_plugins.search.budget import SLACK, Step, check_budget, check_reach, in_order, scaled
 from nni_plugins.search.checks import check_number, check_seed, refuse_unknown
 from nni_plugins.search.errors import SearchError
 from nni_plugins.search.journal import Record
-from nni_plugins.search.optuna_space import Parameter, Space
+from nni_plugins.search.optuna_space import Space
 from nni_plugins.search.places import checkpoint_folder, experiment_config, trial_code_directory
 
 if TYPE_CHECKING:  # torch is imported when the space is known: NNI gives a tuner ten seconds to start
@@ -29,10 +29,10 @@ if TYPE_CHECKING:  # torch is imported when the space is known: NNI gives a tune
 
 _logger = logging.getLogger(__name__)
 
-MOST_UPDATES = 4  # gradient steps after a result, some milliseconds each (published: one for each group)
+MOST_UPDATES = 3  # gradient steps after a result, some milliseconds each (published: one for each group)
 MOST_AT_ONCE = 100  # results of which each has its gradient steps, when many come at once
+ATTEMPTS = 5  # to find parameters that have not been tried
 NETWORKS = "amc.safetensors"
-SLACK = 1e-9
 
 
 class AMCTuner(RecordedTuner):
@@ -54,7 +54,7 @@ class AMCTuner(RecordedTuner):
     memory : int
         Episodes that are replayed, the latest.
     updates : int, optional
-        Gradient steps after a result; by default one for each group, 4 at most. What the random episodes collect is
+        Gradient steps after a result; by default one for each group, 3 at most. What the random episodes collect is
         learnt at once, after the last of them.
     seed : int, optional
         Makes suggestions repeatable, for results that come in the same order.
@@ -89,24 +89,17 @@ class AMCTuner(RecordedTuner):
         self.seed = int(np.random.default_rng().integers(2**31)) if seed is None else seed
         self._given, self.environment = environment, environment
         self.memory: list[Episode] = []
-        self._steps: list[_Step] = []
+        self._steps: list[Step] = []
         self._agent: DDPG | None = None
 
     def _set_space(self, space: dict[str, Any]) -> None:
-        steps = {parameter.name: _Step(parameter) for parameter in Space(space).parameters}
+        steps = {parameter.name: Step(parameter) for parameter in Space(space).parameters}
         if self._given is None:
             path = trial_code_directory() / str(self._recipe)
             self.environment = GraphEnvironment.from_recipe(path, list(steps), self._budget)
         assert self.environment is not None
-        if set(self.environment.names) != set(steps):
-            raise SearchError(f"AMCTuner: the environment has {self.environment.names}, the space {list(steps)}")
-        self._steps = [steps[name] for name in self.environment.names]
-        most = self.environment.load([step.high for step in self._steps])
-        if most > 1 + SLACK:
-            raise SearchError(
-                f"AMCTuner: the budget is out of reach: where every group loses the most that the search space allows, "
-                f"{most:.3g} times the budget is left; widen the ranges, or raise the budget"
-            )
+        self._steps = [steps[name] for name in in_order(self.environment, list(steps))]
+        check_reach(self.environment, self._steps)
         from nni_plugins.search.ddpg import DDPG
 
         self._agent = DDPG(self.environment.features.shape[1] + 3, self.seed)
@@ -119,8 +112,9 @@ class AMCTuner(RecordedTuner):
         number = len(self.journal.records)
         rng = np.random.default_rng([self.seed, number])
         explore = number < self.warmup or not self.memory
-        for _ in range(20):
-            sparsities = self._random(rng) if explore else self._policy(rng, self._noise(number))
+        for attempt in range(ATTEMPTS):  # a policy that has settled needs more noise to find what has not been tried
+            noise = self._noise(number) + 0.1 * attempt
+            sparsities = self._random(rng) if explore else self._policy(rng, noise)
             values = [step.value(s) for step, s in zip(self._steps, sparsities, strict=True)]
             parameters = dict(zip(self.environment.names, values, strict=True))
             if not self.journal.seen(parameters):
@@ -216,7 +210,7 @@ class AMCTuner(RecordedTuner):
             actions.append(step.action(chosen[-1]))
         return chosen
 
-    def _clipped(self, chosen: list[float], step: _Step, wanted: float) -> float:
+    def _clipped(self, chosen: list[float], step: Step, wanted: float) -> float:
         """Return the sparsity nearest to ``wanted`` with which the later groups can still meet the budget."""
 
         def fits(sparsity: float) -> bool:
@@ -229,73 +223,7 @@ class AMCTuner(RecordedTuner):
         """Random shares, scaled together until the budget is just met."""
         assert self.environment is not None
         drawn = rng.random(len(self._steps))
-
-        def at(scale: float) -> list[float]:
-            kept = np.minimum(drawn * scale, 1.0)
-            return [step.sparsity(a) for step, a in zip(self._steps, kept, strict=True)]
-
-        low, high = 0.0, 1 / max(float(drawn.min()), 1e-3)
-        for _ in range(20):
-            middle = (low + high) / 2
-            low, high = (middle, high) if self.environment.load(at(middle)) <= 1 + SLACK else (low, middle)
-        return at(low)
-
-
-class _Step:
-    """One group's range of sparsities; an action of 1 keeps the most that it allows."""
-
-    def __init__(self, parameter: Parameter) -> None:
-        name, kind = parameter.name, parameter.kind
-        if not name.startswith(PREFIX):
-            raise SearchError(
-                f"AMCTuner: {name} is not {PREFIX}GROUP: AMC chooses sparsities of groups; write it into the recipe"
-            )
-        self.grid: list[tuple[float, Any]] = []  # sparsity, and the value as the space has it
-        if kind == "choice":
-            numbers = [v for v in parameter.values if isinstance(v, (int, float)) and not isinstance(v, bool)]
-            if len(numbers) != len(parameter.values):
-                raise SearchError(f"AMCTuner: {name}: all its choices must be sparsities, numbers in [0, 1)")
-            self.grid = sorted((float(v), v) for v in numbers)
-        elif kind == "quniform":
-            inner: Any = parameter.distribution
-            self.grid = [(float(v), v) for v in map(parameter.value, range(inner.low, inner.high + 1))]
-        elif kind not in ("uniform", "loguniform"):
-            raise SearchError(f"AMCTuner: {name} is a {kind}; give it a uniform, a quniform or a choice of sparsities")
-        ends = [one for one, _ in self.grid] or [float(value) for value in parameter.values]
-        self.low, self.high = min(ends), max(ends)
-        if not 0 <= self.low <= self.high < 1:
-            raise SearchError(f"AMCTuner: {name}: [{self.low:g}, {self.high:g}] are no sparsities, numbers in [0, 1)")
-
-    def sparsity(self, action: float) -> float:
-        """Return the sparsity of an action in [0, 1]."""
-        wanted = self.high - action * (self.high - self.low)
-        wanted = min(max(wanted, self.low), self.high)
-        return min((one for one, _ in self.grid), key=lambda one: abs(one - wanted)) if self.grid else wanted
-
-    def action(self, sparsity: float) -> float:
-        """Return the action of a sparsity."""
-        return (self.high - sparsity) / (self.high - self.low) if self.high > self.low else 1.0
-
-    def value(self, sparsity: float) -> Any:
-        """Return the sparsity as the search space writes it."""
-        return dict(self.grid)[sparsity] if self.grid else float(sparsity)
-
-    def read(self, value: Any) -> float:
-        """Return the sparsity of a trial's parameter; ValueError where it is none of this range."""
-        number = float(value)
-        if not self.low - 1e-6 <= number <= self.high + 1e-6:
-            raise ValueError(value)
-        return min((one for one, _ in self.grid), key=lambda one: abs(one - number)) if self.grid else number
-
-    def least(self, fits: Any, above: float) -> float:
-        """Return the smallest sparsity above this one that fits; the largest of all always does."""
-        if self.grid:
-            return next((one for one, _ in self.grid if one > above and fits(one)), self.high)
-        low, high = above, self.high
-        for _ in range(14):
-            middle = (low + high) / 2
-            low, high = (low, middle) if fits(middle) else (middle, high)
-        return high
+        return scaled(self.environment, self._steps, [float(a) for a in drawn])
 
 
 def _default_warmup() -> int:
@@ -309,11 +237,7 @@ def check_arguments(
     """Raise :class:`SearchError` where a class argument is not what it should be."""
     if own is None and not (isinstance(recipe, str) and recipe):
         raise SearchError("AMCTuner: recipe is missing; name the experiment's recipe.yml, as in its trialCommand")
-    if budget is not None:
-        if not isinstance(budget, Mapping) or not budget or set(budget) - set(BUDGETS):
-            raise SearchError(f"budget is {budget!r}; it must be names and values of {', '.join(BUDGETS)}")
-        for name, value in budget.items():
-            check_number(f"budget.{name}", value, float, 1e-9, 1e18)
+    check_budget(budget)
     if warmup is not None:
         check_number("warmup", warmup, int, 0, 1_000_000)
     if updates is not None:

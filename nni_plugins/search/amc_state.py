@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from nni_plugins.training.recipe import Recipe
 
 PREFIX = "prune.groups."
+REMEMBERED = 50_000
 BUDGETS = ("macs", "params", "latency_ms")
 KINDS = ("Conv1d", "Conv2d", "Conv3d", "Linear", "heads")
 
@@ -96,6 +97,7 @@ class GraphEnvironment:
         dense = np.array([float(group.size) for group in graph.groups])
         self._dense = dict(zip(("macs", "params"), self._costs.totals(dense), strict=True))
         self._limits = {name: _limit(name, value, self._dense) for name, value in budget.items()}
+        self._known: dict[bytes, float] = {}  # the same few subnets are asked for again and again
         self._table = None
         if "latency_ms" in self._limits:
             from nni_plugins.channels.latency import LatencyTable
@@ -128,26 +130,34 @@ class GraphEnvironment:
             recipe = load_recipe(path)
             if recipe.prune.target != "channels":
                 raise SearchError(
-                    f"AMCTuner: {path.name}: prune.target is {recipe.prune.target}; AMC meets the budget itself, so "
-                    "that sparsities must be taken as written: set prune.target: channels"
+                    f"{path.name}: prune.target is {recipe.prune.target}; here the tuner meets the budget, so that "
+                    "sparsities must be taken as written: set prune.target: channels"
                 )
             if budget is None:
                 bounds = {name: getattr(recipe.objective, name) for name in BUDGETS}
                 budget = {name: value for name, value in bounds.items() if value is not None}
             if not budget:
                 raise SearchError(
-                    f"AMCTuner: there is no budget; set objective.macs in {path.name}, or the class argument budget"
+                    f"there is no budget; set objective.macs in {path.name}, or the class argument budget"
                 )
             data = build_data(recipe)
             model = build_model(recipe, data.shape, data.classes, recipe.seed)
             graph = ChannelGraph.watch(model, data.example)
             return cls(recipe, model, graph, names, budget, data.example)
         except (RecipeError, CompressionError) as error:
-            raise SearchError(f"AMCTuner: {error}") from None
+            raise SearchError(str(error)) from None
 
     def load(self, sparsities: Sequence[float]) -> float:
         """Return the cost in shares of the budget, the tightest one."""
         kept = self._kept(sparsities)
+        key = kept.tobytes()
+        if key not in self._known:
+            if len(self._known) >= REMEMBERED:
+                self._known.clear()
+            self._known[key] = self._load(kept)
+        return self._known[key]
+
+    def _load(self, kept: np.ndarray) -> float:
         cost = dict(zip(("macs", "params"), self._costs.totals(kept), strict=True))
         if self._table is not None:
             named = {name: int(k) for name, k, all_ in zip(self._names_of, kept, self._all, strict=True) if k < all_}

@@ -90,18 +90,20 @@ class DDPG:
         rewards = np.array([episode.reward for episode in memory])
         middle, spread = float(np.median(rewards)), _spread(rewards)
         rewards = np.maximum((rewards - middle) / spread, -3.0)
-        states = torch.as_tensor(np.stack([episode.states for episode in memory]), dtype=torch.float32)
-        actions = torch.as_tensor(np.stack([episode.actions for episode in memory]), dtype=torch.float32)
-        steps = states.shape[1]
+        steps = len(memory[0].actions)
         with single_thread():
             for _ in range(updates):
                 rows, at = rng.integers(len(memory), size=BATCH), rng.integers(steps, size=BATCH)
                 reward = torch.as_tensor(rewards[rows], dtype=torch.float32)
                 mean = float(reward.mean())
                 self.baseline = mean if self.baseline is None else BASELINE * mean + (1 - BASELINE) * self.baseline
-                following = states[rows, np.minimum(at + 1, steps - 1)]
+                drawn = [(memory[row], step) for row, step in zip(rows.tolist(), at.tolist(), strict=True)]
+                states = np.stack([episode.states[step] for episode, step in drawn])
+                following = np.stack([episode.states[min(step + 1, steps - 1)] for episode, step in drawn])
+                actions = np.array([episode.actions[step] for episode, step in drawn])
+                inputs = [torch.as_tensor(item, dtype=torch.float32) for item in (states, actions, following)]
                 going_on = torch.as_tensor(at + 1 < steps, dtype=torch.float32)
-                self._step(states[rows, at], actions[rows, at], reward - self.baseline, following, going_on)
+                self._step(inputs[0], inputs[1], reward - self.baseline, inputs[2], going_on)
 
     def _step(self, state: Tensor, action: Tensor, reward: Tensor, following: Tensor, going_on: Tensor) -> None:
         with torch.no_grad():

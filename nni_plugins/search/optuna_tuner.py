@@ -16,13 +16,15 @@ import nni
 import numpy as np
 from nni.utils import ClassArgsValidator
 
+from nni_plugins.search.amc_state import PREFIX, Environment, GraphEnvironment
 from nni_plugins.search.base import RecordedTuner
+from nni_plugins.search.budget import Projection, check_budget
 from nni_plugins.search.checks import check_seed, refuse_unknown
 from nni_plugins.search.errors import SearchError
 from nni_plugins.search.journal import Record
 from nni_plugins.search.objectives import Front, read_constraints, read_objectives, violations, write_json
 from nni_plugins.search.optuna_space import Parameter, Space
-from nni_plugins.search.places import experiment_folder
+from nni_plugins.search.places import experiment_folder, trial_code_directory
 
 _logger = logging.getLogger(__name__)
 
@@ -37,7 +39,10 @@ SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """Optuna's class of each sampler, and what differs from Optuna's defaults."""
 PARETO = "pareto.json"
-ATTEMPTS = 20
+WINDOW, RECENT, BEST = 600, 300, 100
+"""TPE looks at so many finished trials at most; then the best and the latest of them stay (old ones count little)."""
+DRAWS = 1000  # for a point that has not been tried
+ATTEMPTS = 2
 """How often a sampler is asked again for a point that has not been tried."""
 
 
@@ -83,8 +88,18 @@ class OptunaTuner(RecordedTuner):
         seed: int | None = None,
         n_startup_trials: int | None = None,
         deduplicate: bool = True,
+        recipe: str | None = None,
+        budget: dict[str, float] | None = None,
+        environment: Environment | None = None,
     ) -> None:
         super().__init__()
+        check_budget(budget)
+        if budget is not None and recipe is None and environment is None:
+            raise SearchError("budget: costs are counted on the recipe's model; name the recipe too")
+        if recipe is not None and not isinstance(recipe, str):
+            raise SearchError(f"recipe is {recipe!r}; it must be the name of a file")
+        self._recipe, self._budget, self._environment = recipe, budget, environment
+        self._project: Projection | None = None
         check_seed(seed)
         self.objectives = read_objectives(objectives, optimize_mode)
         self.constraints = read_constraints(constraints)
@@ -95,6 +110,7 @@ class OptunaTuner(RecordedTuner):
         self.front = Front(self.objectives)
         self.space: Space | None = None
         self._trials: dict[int, Any] = {}
+        self._known: list[Record] = []  # finished trials that the study holds
         self._asked: Any = None  # Optuna's trial of the parameters that have just been suggested
         self._own: Any = None  # or parameters that are not Optuna's
         self._study: Any = None
@@ -111,10 +127,19 @@ class OptunaTuner(RecordedTuner):
 
     def _set_space(self, space: dict[str, Any]) -> None:
         self.space = Space(space)
+        names = [p.name for p in self.space.parameters if p.name.startswith(PREFIX)]
+        environment = self._environment
+        if self._recipe is not None and not names:
+            raise SearchError(f"recipe: the search space has no {PREFIX}NAME to meet a budget with; leave recipe out")
+        if self._recipe is not None:
+            environment = GraphEnvironment.from_recipe(trial_code_directory() / self._recipe, names, self._budget)
+        if environment is not None:
+            self._project = Projection(environment, self.space.parameters, fill=len(self.objectives) == 1)
         if self.sampler == "tpe" and not self._group_is_given:  # without branches one group holds all, at less cost
             self.sampler_args["group"] = any(parameter.nested for parameter in self.space.parameters)
         self._study = self._new_study(self._make_sampler(self._next_seed()))
         self._trials.clear()
+        self._known = []
         for record in self.journal.records:
             self._started(record)
         for record in self.journal.done():
@@ -127,9 +152,14 @@ class OptunaTuner(RecordedTuner):
         for attempt in range(ATTEMPTS if again else 1):
             trial = self._study.ask()
             parameters = self.space.suggest(partial(_ask, trial))
-            if not (again and self.journal.seen(parameters)):
-                self._asked = trial
-                return parameters
+            own = parameters if self._project is None else self._project(parameters)
+            if not (again and self.journal.seen(own)):
+                if own == parameters:
+                    self._asked = trial
+                else:
+                    self._forget(trial)
+                    self._own = own
+                return own
             if attempt + 1 < ATTEMPTS:
                 self._forget(trial)
         self._forget(trial)
@@ -141,8 +171,8 @@ class OptunaTuner(RecordedTuner):
         assert self.space is not None
         rng = np.random.default_rng([self.seed, len(self.journal.records)])
         wanted = self.space.inner(fallback)
-        for attempt in range(50 * ATTEMPTS):
-            share = min(1.0, (attempt + 1) / (10 * ATTEMPTS))  # of the parameters that are drawn afresh
+        for attempt in range(DRAWS if self._project is None else DRAWS // 20):
+            share = min(1.0, (attempt + 1) / (DRAWS / 5))  # of the parameters that are drawn afresh
 
             def draw(parameter: Parameter, share: float = share) -> Any:
                 if parameter.name in wanted and rng.random() > share:
@@ -157,6 +187,8 @@ class OptunaTuner(RecordedTuner):
                 return float(rng.uniform(low, high))
 
             parameters = self.space.suggest(draw)
+            if self._project is not None:
+                parameters = self._project(parameters)
             if not self.journal.seen(parameters):
                 return parameters
         tried = sum(1 for record in self.journal.records if record.state != "failed")
@@ -174,11 +206,14 @@ class OptunaTuner(RecordedTuner):
 
     def _learn(self, record: Record) -> None:
         values = self._values(record)
-        if values is not None and self.front.add(record, values, max(violations(record, self.constraints)) <= 0):
+        holds = max(violations(record, self.constraints), default=0.0) <= 0
+        if values is not None and self.front.add(record, values, holds):
             _logger.info("trial %s is on the front: %s", record.job or record.number, values)
         self._tell(record)
 
     def _learnt(self, results: int) -> None:
+        if self.sampler == "tpe" and len(self._known) > WINDOW:
+            self._forget_old()
         folder = experiment_folder()
         if folder is not None:
             self._write_front(folder)
@@ -275,6 +310,7 @@ class OptunaTuner(RecordedTuner):
             for i, one in enumerate(excess):
                 trial.set_constraint(f"c{i}", one)
             self._study.tell(trial, values)
+            self._known.append(record)
             return
         if trial is not None:
             self._forget(trial)
@@ -290,6 +326,27 @@ class OptunaTuner(RecordedTuner):
             constraints={f"c{i}": one for i, one in enumerate(excess)},
         )
         self._study.add_trial(frozen)
+        self._known.append(record)
+
+    def _forget_old(self) -> None:
+        """Give TPE a study of the best and the latest trials, and of those that run."""
+        ranked = sorted(self._known, key=self._rank)[:BEST]
+        best = {record.number for record in ranked} | {item.number for item, _ in self.front.members[-BEST:]}
+        kept = [r for r in self._known[:-RECENT] if r.number in best] + self._known[-RECENT:]
+        running = [record for record in self.journal.records if record.number in self._trials]
+        self._study = self._new_study(self._study.sampler)
+        self._trials.clear()
+        self._known = []
+        for record in running:
+            self._enqueue(record)
+        for record in kept:
+            self._tell(record)
+
+    def _rank(self, record: Record) -> tuple[float, float]:
+        """Smaller is better: what is broken, then the first objective."""
+        values = self._values(record) or [0.0]
+        broken = sum(max(one, 0.0) for one in violations(record, self.constraints))
+        return broken, -self.objectives[0].sign * values[0]
 
     def _fitting(self, record: Record) -> tuple[dict[str, Any], dict[str, Any]] | None:
         assert self.space is not None
@@ -353,7 +410,7 @@ class OptunaClassArgsValidator(ClassArgsValidator):
 
     def validate_class_args(self, **kwargs: Any) -> None:
         """Raise :class:`SearchError`, in one line."""
-        refuse_unknown(OptunaTuner, kwargs)
+        refuse_unknown(OptunaTuner, kwargs, hidden=("environment",))
         if not isinstance(kwargs.get("deduplicate", True), bool):
             raise SearchError(f"deduplicate is {kwargs['deduplicate']!r}; it must be true or false")
         OptunaTuner(**kwargs)

@@ -1,0 +1,148 @@
+"""Tuners on a table of 15,625 subnets of one trained net: equal trials, 20 seeds, each through NNI's own interface.
+
+    python benchmarks/tabulated.py [--seeds 20] [--trials 120] [--results FILE] [--docs docs/search-tuners.md]
+
+One objective: validation accuracy at half the dense net's MACs, by the recipe's objective (what is over the budget is
+penalised). Two objectives: the hypervolume of accuracy and MACs of all that a tuner tried. Test accuracy is that of the
+subnet that a tuner found best on validation. Cost: one suggestion and one result, after 1,000 finished trials.
+`benchmarks/subnets/build.py` makes the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import random
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import numpy as np
+from scipy.stats import t as student
+
+import nni_plugins  # noqa: F401  (NNI on today's Python)
+from benchmarks.subnets.table import Table, hypervolume
+from nni_plugins.search import AMCTuner, LeGRTuner, OptunaTuner
+
+RESULTS = ROOT / "benchmarks" / "results" / "tabulated.json"
+BOTH = [{"name": "accuracy", "direction": "maximize"}, {"name": "share", "direction": "minimize"}]
+SINGLE = (
+    *("OptunaTuner TPE, recipe", "OptunaTuner TPE", "OptunaTuner NSGA-II, recipe", "OptunaTuner NSGA-II"),
+    *("AMCTuner", "LeGRTuner", "NNI TPE", "NNI Evolution", "NNI Random"),
+)
+DOUBLE = ("OptunaTuner TPE", "OptunaTuner NSGA-II", "OptunaTuner NSGA-III", "NNI TPE", "NNI Evolution", "NNI Random")
+
+
+def make(name: str, seed: int, table: Table, objectives: list[dict[str, str]] | None, environment: Any) -> Any:
+    """A fresh tuner with its search space."""
+    from nni.algorithms.hpo.evolution_tuner import EvolutionTuner
+    from nni.algorithms.hpo.random_tuner import RandomTuner
+    from nni.algorithms.hpo.tpe_tuner import TpeTuner
+
+    space = table.ratios()
+    constraints: Any = [] if objectives else None  # two objectives: there is no bound
+    if name.startswith("OptunaTuner"):
+        sampler = {"TPE": "tpe", "NSGA-II": "nsga2", "NSGA-III": "nsga3", "GP": "gp"}[name.split()[1].strip(",")]
+        own = environment if name.endswith("recipe") else None
+        tuner: Any = OptunaTuner(sampler, objectives=objectives, constraints=constraints, seed=seed, environment=own)
+    elif name == "AMCTuner":
+        tuner = AMCTuner(environment=environment, warmup=40, seed=seed)
+    elif name == "LeGRTuner":
+        tuner, space = LeGRTuner(population_size=30, tournament_size=8, seed=seed), table.affine()
+    elif name == "NNI TPE":
+        tuner = TpeTuner("maximize", seed=seed)
+    elif name == "NNI Random":
+        tuner = RandomTuner(seed=seed)
+    else:
+        random.seed(seed)
+        tuner = EvolutionTuner("maximize", population_size=32)
+    if name == "NNI Evolution":
+        state = np.random.RandomState(seed)
+        original, np.random.RandomState = np.random.RandomState, lambda: state  # type: ignore[assignment,misc]
+        try:  # it makes an unseeded one
+            tuner.update_search_space(space)
+        finally:
+            np.random.RandomState = original  # type: ignore[misc]
+    else:
+        tuner.update_search_space(space)
+    return tuner
+
+
+def drive(tuner: Any, report: Callable[[dict[str, Any]], dict[str, Any]], trials: int, start: int = 0) -> list[Any]:
+    """Ask and tell, one trial at a time, as NNI's dispatcher does; what was asked."""
+    asked = []
+    for number in range(start, start + trials):
+        (parameters,) = tuner.generate_multiple_parameters([number], st_callback=None)
+        asked.append(parameters)
+        tuner.receive_trial_result(number, parameters, report(parameters))
+        tuner.trial_end(number, True)
+    return asked
+
+
+def scalarised(table: Table) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """For tuners with one objective: accuracy less the share of the MACs."""
+
+    def report(parameters: dict[str, Any]) -> dict[str, Any]:
+        values = table.report(parameters)
+        return {**values, "default": values["accuracy"] - values["share"], "feasible": True, "broken_bounds": {}}
+
+    return report
+
+
+def interval(values: list[float]) -> tuple[float, float]:
+    """Mean, and half of its 95% confidence interval."""
+    spread = float(np.std(values, ddof=1)) / len(values) ** 0.5
+    return float(np.mean(values)), float(student.ppf(0.975, len(values) - 1)) * spread
+
+
+def compare(seeds: int, trials: int, single: list[str], double: list[str]) -> dict[str, Any]:
+    """Every tuner, every seed."""
+    table = Table()
+    environment = table.environment(list(table.ratios()))
+    found: dict[str, Any] = {"seeds": seeds, "trials": trials, "single": {}, "double": {}}
+    for name in single:
+        best, test, seconds = [], [], time.process_time()
+        for seed in range(seeds):
+            asked = drive(make(name, seed, table, None, environment), table.report, trials)
+            at = max((table.levels(parameters) for parameters in asked), key=lambda one: table.reward[one])
+            best.append(float(table.reward[at]))
+            test.append(float(table.test[at]))
+        found["single"][name] = {"best": best, "test": test, "seconds": time.process_time() - seconds}
+        print(name, interval(best), interval(test), f"{time.process_time() - seconds:.1f} s", flush=True)
+    for name in double:
+        areas, seconds = [], time.process_time()
+        for seed in range(seeds):
+            asked = drive(make(name, seed, table, BOTH, environment), scalarised(table), trials)
+            levels = [table.levels(parameters) for parameters in asked]
+            areas.append(hypervolume(np.array([(table.accuracy[one], table.share[one]) for one in levels])))
+        found["double"][name] = {"hypervolume": areas, "seconds": time.process_time() - seconds}
+        print(name, interval(areas), f"{time.process_time() - seconds:.1f} s", flush=True)
+    found["optimum"] = float(table.reward.max())
+    found["front"] = hypervolume(np.stack([table.accuracy.ravel(), table.share.ravel()], axis=1))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--trials", type=int, default=120)
+    parser.add_argument("--single", nargs="*", default=list(SINGLE))
+    parser.add_argument("--double", nargs="*", default=list(DOUBLE))
+    parser.add_argument("--results", type=Path)
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    found = compare(options.seeds, options.trials, options.single, options.double)
+    if options.results:
+        options.results.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
