@@ -65,8 +65,8 @@ def run_nas(
     """
     from nni_plugins.experiment.session import announce, stop
 
-    config, settings = load_nas_config(path, experiments_folder, trials, concurrency)
-    earlier = _earlier(resume, experiments_folder)
+    folder, earlier = _earlier(resume, experiments_folder)
+    config, settings = load_nas_config(path, folder, trials, concurrency)
     experiment = make_experiment(config, settings, path, resume)
     with interruptible() as received:
         running = launch(experiment, config, port, earlier, again(path, experiment.id))
@@ -173,14 +173,14 @@ def again(path: Path, experiment: str) -> str:
     return f"nni-plugins run {path} --resume {experiment}"
 
 
-def _earlier(resume: str | None, experiments_folder: Path | None) -> list[Trial]:
-    """The trials of the run to go on with, those that were cut off included: NNI runs these again by itself."""
+def _earlier(resume: str | None, experiments_folder: Path | None) -> tuple[Path | None, list[Trial]]:
+    """Where the run to go on with is kept, and its trials; NNI runs those that were cut off again by itself."""
     if resume is None:
-        return []
+        return experiments_folder, []
     known = find_experiment(resume, experiments_folder)
-    if known.status != "STOPPED":
+    if known.port is not None:
         raise ExperimentError(f"experiment {known.id} still runs on port {known.port}; stop it first")
-    return [trial for trial in from_database(known.folder) if trial.parameters]
+    return known.folder.parent, [trial for trial in from_database(known.folder) if trial.parameters]
 
 
 def whole(known: Known, trials: list[Trial]) -> list[Trial]:

@@ -10,7 +10,7 @@ from nni_plugins.experiment.errors import ExperimentError
 from nni_plugins.experiment.nas_config import NasSettings
 
 Finished = Sequence[tuple[dict[str, Any], float | None]]
-EXTRA = "it needs tianshou and gym, which are not installed: pip install 'tianshou<0.5' gym, or choose another strategy"
+EXTRA = "it needs tianshou and gym, which are not installed: pip install 'nni-plugins[rl]', or choose another strategy"
 
 
 def make_strategy(settings: NasSettings, path: Path) -> Any:
