@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -37,6 +38,9 @@ class RecipeEvaluator(TorchEvaluator):
         The training loop. Each ``train(max_steps, max_epochs)`` is a training with its own schedule.
     """
 
+    after_step: Callable[[], None] | None = None
+    """Called after each optimizer step and the tasks of a compressor."""
+
     def __init__(self, loop: Loop) -> None:
         self.loop = loop
         super().__init__(
@@ -71,7 +75,14 @@ class RecipeEvaluator(TorchEvaluator):
         *args: Any,
         **kwargs: Any,
     ) -> None:
-        self.loop.train(model, optimizers, training_step, max_epochs=max_epochs, max_steps=max_steps)
+        self.loop.train(
+            model,
+            optimizers,
+            training_step,
+            max_epochs=max_epochs,
+            max_steps=max_steps,
+            after_step=self.after_step,
+        )
 
     def _evaluate(self, model: nn.Module) -> dict[str, float]:
         value = self.loop.evaluate(model)

@@ -166,9 +166,10 @@ class QuantizeSettings:
     weight_bits: int = option(8, "bits of a weight; each output channel has its own scale", low=2, high=8)
     activation_bits: int = option(8, "bits of an activation; each tensor has one scale", low=2, high=8)
     activations: str = option(
-        "symmetric",
-        "symmetric (zero point 0, as TensorRT wants it), or affine (one bit more after a relu)",
-        choices=("symmetric", "affine"),
+        "auto",
+        "affine: unsigned with a zero point, what CPUs are fast at; symmetric: signed around 0, what TensorRT takes; "
+        "auto: affine, but for lsq",
+        choices=("auto", "affine", "symmetric"),
     )
     exclude: tuple[str, ...] = option((), "modules that stay in float, with all below them")
 
