@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from nni.utils import ClassArgsValidator
-from scipy.special import ndtr, ndtri
 
 from nni_plugins.search.amc_state import Environment, GraphEnvironment
 from nni_plugins.search.base import RecordedTuner
@@ -21,7 +20,7 @@ from nni_plugins.search.budget import SLACK, Step, check_budget, check_reach, in
 from nni_plugins.search.checks import check_number, check_seed, refuse_unknown
 from nni_plugins.search.errors import SearchError
 from nni_plugins.search.journal import Record
-from nni_plugins.search.optuna_space import Space
+from nni_plugins.search.optuna_space import NORMAL, Space
 from nni_plugins.search.places import checkpoint_folder, experiment_config, trial_code_directory
 
 if TYPE_CHECKING:  # torch is imported when the space is known: NNI gives a tuner ten seconds to start
@@ -204,8 +203,9 @@ class AMCTuner(RecordedTuner):
         for step in self._steps:
             mean = self._agent.act(self._state(chosen, actions))
             if noise > 1e-6:
-                low, high = ndtr(-mean / noise), ndtr((1 - mean) / noise)  # normal, cut off at 0 and 1
-                mean = min(max(mean + noise * float(ndtri(low + rng.random() * (high - low))), 0.0), 1.0)
+                low, high = NORMAL.cdf(-mean / noise), NORMAL.cdf((1 - mean) / noise)  # cut off at 0 and 1
+                share = min(max(low + float(rng.random()) * (high - low), 1e-12), 1 - 1e-12)
+                mean = min(max(mean + noise * NORMAL.inv_cdf(share), 0.0), 1.0)
             chosen.append(self._clipped(chosen, step, step.sparsity(mean)))
             actions.append(step.action(chosen[-1]))
         return chosen

@@ -24,15 +24,15 @@ import itertools
 import json
 import math
 from collections.abc import Callable, Mapping
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
-
-from scipy.special import ndtr, ndtri
 
 from nni_plugins.search.errors import SearchError
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
+NORMAL = NormalDist()
 TAIL = 1e-6
 """The share of a normal distribution that is cut off on each side."""
 KINDS = (
@@ -76,7 +76,7 @@ class Parameter:
         if self.kind == "quniform":
             return self._clipped(inner * self.q)
         if "normal" in self.kind:
-            inner = self.values[0] + self.values[1] * float(ndtri(inner))
+            inner = self.values[0] + self.values[1] * NORMAL.inv_cdf(inner)
             if "log" in self.kind:
                 inner = math.exp(inner)
         x = float(inner)
@@ -96,7 +96,7 @@ class Parameter:
             return int(number)
         if "normal" in self.kind:
             x = math.log(max(number, 1e-300)) if "log" in self.kind else number
-            return min(max(float(ndtr((x - low) / high)), TAIL), 1 - TAIL)
+            return min(max(NORMAL.cdf((x - low) / high), TAIL), 1 - TAIL)
         slack = 1e-9 * max(abs(low), abs(high))
         if not low - slack <= number <= high + slack:
             raise ValueError(value)
