@@ -19,7 +19,7 @@ from nni.nas.space import SimplifiedModelSpace
 from nni_plugins.channels import ChannelGraph
 from nni_plugins.channels.cost import Cost
 from nni_plugins.experiment.folders import dense_folder
-from nni_plugins.search.surveys import free_groups, sparsities_of
+from nni_plugins.search.surveys import KEEP, free_groups, sparsities_of
 from nni_plugins.training.allocate import whole
 from nni_plugins.training.data import build_data
 from nni_plugins.training.dense import prepare_dense
@@ -84,7 +84,10 @@ def recipe_for(base: Recipe, space: str, sample: dict[str, Any]) -> Recipe:
     -----
     What breaks a bound on MACs or parameters is not trained, since it cannot become feasible.
     """
-    inside = {name: value for name, value in sample.items() if not name.startswith("keep:")}
+    sample = {
+        str(name): _plain(value) for name, value in sample.items()
+    }  # NNI's labels are texts of a kind of their own
+    inside = {name: value for name, value in sample.items() if not name.startswith(KEEP)}
     recipe = base.with_values(
         {
             "model.name": ARCHITECTURE,
@@ -115,6 +118,12 @@ def recipe_for(base: Recipe, space: str, sample: dict[str, Any]) -> Recipe:
         },
         "the sample",
     )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value.item() if hasattr(value, "item") else value
 
 
 def too_costly(recipe: Recipe, cost: Cost) -> bool:

@@ -150,9 +150,10 @@ def test_strategies_recall_what_was_tried() -> None:
     assert sorted(record.loss for records in tpe.tuner._history.values() for record in records) == [-0.9, -0.3]
 
 
-def test_bounds_are_shares_of_the_default_architecture() -> None:
+def test_bounds_are_shares_of_the_default_architecture(tmp_path: Path) -> None:
     recipe = recipe_from_dict({**RECIPE, "objective": {"macs": 0.5, "params": 20_000, "bytes": 0.5}})
     default = joint().survey.default
+    recipe_for(recipe, SPACE, {**default, "keep:stem": np.float64(0.5)}).save(tmp_path / "recipe.yml")  # plain data
     limits = limits_of(recipe, SPACE, default)
     from nni_plugins.channels import ChannelGraph
     from nni_plugins.search.pruned_space import architecture
