@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nni_plugins.training.channels_last import guarded
 from nni_plugins.training.checkpoint import load_checkpoint, save_checkpoint
 from nni_plugins.training.data import Data
 from nni_plugins.training.errors import CompressionError, first_line, where
@@ -142,33 +143,34 @@ class Loop:
         if checkpoint is not None and checkpoint.exists():
             epoch, last = load_checkpoint(checkpoint, model, optimizer, self.scaler, self.data.train)
             step = epoch * per_epoch
-        while step < total:
-            model.train()
-            if hasattr(self.data.train, "set_epoch"):
-                self.data.train.set_epoch(before + epoch)
-            self.passes = before + epoch + 1
-            for batch in self.data.train:
-                scale = factor(self.settings, step, total, per_epoch)
-                for group, peak in zip(optimizer.param_groups, peaks, strict=False):
-                    group["lr"] = peak * scale
-                loss = self._update(model, optimizer, step_function, batch)
-                if after_step is not None:
-                    after_step()
-                step += 1
-                if self.device.type == "cpu" or step % 20 == 0 or step == total:
-                    self._check(loss, epoch, step)
-                if step >= total:
-                    break
-            epoch += 1
-            if on_epoch is not None:
-                last = self.evaluate(model)
-                if not math.isfinite(last):
-                    raise CompressionError(f"{self.stage}: {self.metric.name} is {last} after epoch {epoch}")
-                on_epoch(epoch, last)
-            if checkpoint is not None:
-                for group, peak in zip(optimizer.param_groups, peaks, strict=False):
-                    group["lr"] = peak
-                save_checkpoint(checkpoint, model, optimizer, self.scaler, self.data.train, epoch, last)
+        with guarded(model) if self.settings.channels_last else nullcontext():
+            while step < total:
+                model.train()
+                if hasattr(self.data.train, "set_epoch"):
+                    self.data.train.set_epoch(before + epoch)
+                self.passes = before + epoch + 1
+                for batch in self.data.train:
+                    scale = factor(self.settings, step, total, per_epoch)
+                    for group, peak in zip(optimizer.param_groups, peaks, strict=False):
+                        group["lr"] = peak * scale
+                    loss = self._update(model, optimizer, step_function, batch)
+                    if after_step is not None:
+                        after_step()
+                    step += 1
+                    if self.device.type == "cpu" or step % 20 == 0 or step == total:
+                        self._check(loss, epoch, step)
+                    if step >= total:
+                        break
+                epoch += 1
+                if on_epoch is not None:
+                    last = self.evaluate(model)
+                    if not math.isfinite(last):
+                        raise CompressionError(f"{self.stage}: {self.metric.name} is {last} after epoch {epoch}")
+                    on_epoch(epoch, last)
+                if checkpoint is not None:
+                    for group, peak in zip(optimizer.param_groups, peaks, strict=False):
+                        group["lr"] = peak
+                    save_checkpoint(checkpoint, model, optimizer, self.scaler, self.data.train, epoch, last)
         for group, peak in zip(optimizer.param_groups, peaks, strict=False):
             group["lr"] = peak
         return last
@@ -230,9 +232,13 @@ def pick_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise CompressionError(f"train.device is {name}, which does not work here: {first_line(error)}") from None
+        if device.type == "meta":
+            raise RuntimeError("its tensors have no data")
+        torch.ones(1, device=device).item()  # some devices give tensors and take nothing back
+    except Exception as error:  # of each backend its own kind
+        raise CompressionError(
+            f"train.device is {name}, which does not work here: {first_line(error)}; give auto, cpu, cuda ..."
+        ) from None
     return device
 
 

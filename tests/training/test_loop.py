@@ -1,6 +1,8 @@
 """The training loop: it learns, it resumes bit by bit, it stops when it diverges, it leaves the test split alone."""
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from torch import nn
 
 from nni_plugins.training import CompressionError, Loop, build_data, build_model, recipe_from_dict
 from nni_plugins.training.checkpoint import seed_everything
+from nni_plugins.training.loop import pick_device
 from nni_plugins.training.schedule import factor
 
 
@@ -339,3 +342,72 @@ def test_own_parts_that_fail_are_named_in_one_line(tmp_path, recipe, values, mes
         one_step()
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["meta", "cuda:99", "cudaa", "", "vulkan", "xla", "privateuseone", "mkldnn", "opengl"])
+def test_a_device_that_cannot_be_is_one_line(name):
+    if name == "cuda:99" and torch.cuda.device_count() > 99:
+        pytest.skip("it can be")
+    with pytest.raises(CompressionError, match=r"^train\.device is ") as caught:
+        pick_device(name)
+    assert "\n" not in str(caught.value)
+
+
+CRASH = """
+import sys, torch
+from torch import nn
+from nni_plugins.training import Loop, build_data, recipe_from_dict
+from nni_plugins.training.evaluator import RecipeEvaluator
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(1, 4, 3, padding=1)
+        self.down = nn.Conv2d(4, 16, 1, stride=2, bias=False)
+        self.block = nn.Conv2d(4, 16, 3, stride=2, padding=1)
+        self.fc = nn.Linear(16, 10)
+
+    def forward(self, x):
+        x = self.stem(x).relu()
+        return self.fc((self.down(x) + self.block(x)).relu().mean((2, 3)))
+
+recipe = recipe_from_dict({"data": {"batch_size": 32}, "train": {"epochs": 2, "channels_last": True, "threads": 1}})
+loop = Loop(recipe, build_data(recipe))
+model = loop.place(Net())
+if sys.argv[1] == "pruner":
+    from nni_plugins.pruners import TaylorPruner
+    pruner = TaylorPruner(model, [{"op_types": ["Conv2d"], "sparse_ratio": 0.25}], RecipeEvaluator(loop), 60)
+    pruner.compress()
+else:
+    loop.train(model, loop.optimizer(model))
+assert model.block.weight.is_contiguous(memory_format=torch.channels_last)
+assert not model.down._forward_pre_hooks
+print("trained")
+"""
+
+
+@pytest.mark.parametrize("how", ["plain", "pruner"])
+def test_strided_1x1_convolutions_of_few_channels_do_not_end_the_process(how):
+    """oneDNN's gradient of such a convolution writes past its buffers where the picture is channels last."""
+    done = subprocess.run([sys.executable, "-c", CRASH, how], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.endswith("trained\n")
+
+
+def test_convolutions_that_got_narrow_are_guarded_too():
+    from nni_plugins.training.channels_last import guarded, is_unsafe
+
+    wide, narrow = nn.Conv2d(32, 8, 1, stride=2), nn.Conv2d(32, 8, 1, stride=2)
+    narrow.weight.data = narrow.weight.data[:, :5].clone()  # as a compaction leaves it
+    narrow.to(memory_format=torch.channels_last)
+    assert not is_unsafe(wide)
+    assert is_unsafe(narrow)
+    assert not any(
+        is_unsafe(conv) for conv in (nn.Conv2d(4, 8, 3, stride=2), nn.Conv2d(4, 8, 1), nn.Conv2d(1, 8, 1, 2))
+    )
+    x = torch.rand(2, 5, 1, 1).to(memory_format=torch.channels_last)  # the strides of one pixel say nothing
+    seen = []
+    narrow.register_forward_hook(lambda module, inputs, _: seen.append((inputs[0].stride(), module.weight.stride())))
+    with guarded(nn.Sequential(wide, narrow)):
+        narrow(x)
+    assert seen == [((5, 1, 1, 1), (5, 1, 1, 1))]
