@@ -5,10 +5,11 @@ A recipe is read without them; that these tables agree with the methods is teste
 
 from __future__ import annotations
 
-_GROUPS = {"normalise": ("default", "mean", "l2", "max", "cost", None)}
-_WEIGHTS = {"normalise": (None, "mean", "l2", "max"), "density": (None, "uniform", "erk", "global")}
+Choices = dict[str, tuple[str | None, ...]]
+_GROUPS: Choices = {"normalise": ("default", "mean", "l2", "max", "cost", None)}
+_WEIGHTS: Choices = {"normalise": (None, "mean", "l2", "max"), "density": (None, "uniform", "erk", "global")}
 
-CHOICES: dict[str, dict[str, tuple[str | None, ...]]] = {
+CHOICES: dict[str, Choices] = {
     "block": {"score": ("influence", "taylor", "loss")},
     "dynamic_sparse": {
         **_WEIGHTS,
