@@ -1,6 +1,7 @@
 """Tuners on a table of 15,625 subnets of one trained net: equal trials, 20 seeds, each through NNI's own interface.
 
-    python benchmarks/tabulated.py [--seeds 20] [--trials 120] [--results FILE] [--docs docs/search-tuners.md]
+    python benchmarks/tabulated.py [--seeds 20] [--trials 100] [--results FILE]
+    python benchmarks/tabulated.py --docs docs/search-tuners.md
 
 One objective: validation accuracy at half the dense net's MACs, by the recipe's objective (what is over the budget is
 penalised). Two objectives: the hypervolume of accuracy and MACs of all that a tuner tried. Test accuracy is that of the
@@ -29,8 +30,10 @@ from scipy.stats import t as student
 
 import nni_plugins  # noqa: F401  (NNI on today's Python)
 from benchmarks.subnets.table import Table, hypervolume
+from nni_plugins.report.environment import environment
 from nni_plugins.search import AMCTuner, LeGRTuner, OptunaTuner
 
+BEGIN, END = "<!-- tables: benchmarks/tabulated.py -->", "<!-- end of tables -->"
 RESULTS = ROOT / "benchmarks" / "results" / "tabulated.json"
 BOTH = [{"name": "accuracy", "direction": "maximize"}, {"name": "share", "direction": "minimize"}]
 SINGLE = (
@@ -40,7 +43,7 @@ SINGLE = (
 DOUBLE = ("OptunaTuner TPE", "OptunaTuner NSGA-II", "OptunaTuner NSGA-III", "NNI TPE", "NNI Evolution", "NNI Random")
 
 
-def make(name: str, seed: int, table: Table, objectives: list[dict[str, str]] | None, environment: Any) -> Any:
+def make(name: str, seed: int, table: Table, objectives: list[dict[str, str]] | None, surroundings: Any) -> Any:
     """A fresh tuner with its search space."""
     from nni.algorithms.hpo.evolution_tuner import EvolutionTuner
     from nni.algorithms.hpo.random_tuner import RandomTuner
@@ -50,10 +53,10 @@ def make(name: str, seed: int, table: Table, objectives: list[dict[str, str]] | 
     constraints: Any = [] if objectives else None  # two objectives: there is no bound
     if name.startswith("OptunaTuner"):
         sampler = {"TPE": "tpe", "NSGA-II": "nsga2", "NSGA-III": "nsga3", "GP": "gp"}[name.split()[1].strip(",")]
-        own = environment if name.endswith("recipe") else None
+        own = surroundings if name.endswith("recipe") else None
         tuner: Any = OptunaTuner(sampler, objectives=objectives, constraints=constraints, seed=seed, environment=own)
     elif name == "AMCTuner":
-        tuner = AMCTuner(environment=environment, warmup=40, seed=seed)
+        tuner = AMCTuner(environment=surroundings, warmup=30, seed=seed)
     elif name == "LeGRTuner":
         tuner, space = LeGRTuner(population_size=30, tournament_size=8, seed=seed), table.affine()
     elif name == "NNI TPE":
@@ -105,12 +108,12 @@ def interval(values: list[float]) -> tuple[float, float]:
 def compare(seeds: int, trials: int, single: list[str], double: list[str]) -> dict[str, Any]:
     """Every tuner, every seed."""
     table = Table()
-    environment = table.environment(list(table.ratios()))
+    surroundings = table.environment(list(table.ratios()))
     found: dict[str, Any] = {"seeds": seeds, "trials": trials, "single": {}, "double": {}}
     for name in single:
         best, test, seconds = [], [], time.process_time()
         for seed in range(seeds):
-            asked = drive(make(name, seed, table, None, environment), table.report, trials)
+            asked = drive(make(name, seed, table, None, surroundings), table.report, trials)
             at = max((table.levels(parameters) for parameters in asked), key=lambda one: table.reward[one])
             best.append(float(table.reward[at]))
             test.append(float(table.test[at]))
@@ -119,7 +122,7 @@ def compare(seeds: int, trials: int, single: list[str], double: list[str]) -> di
     for name in double:
         areas, seconds = [], time.process_time()
         for seed in range(seeds):
-            asked = drive(make(name, seed, table, BOTH, environment), scalarised(table), trials)
+            asked = drive(make(name, seed, table, BOTH, surroundings), scalarised(table), trials)
             levels = [table.levels(parameters) for parameters in asked]
             areas.append(hypervolume(np.array([(table.accuracy[one], table.share[one]) for one in levels])))
         found["double"][name] = {"hypervolume": areas, "seconds": time.process_time() - seconds}
@@ -129,19 +132,100 @@ def compare(seeds: int, trials: int, single: list[str], double: list[str]) -> di
     return found
 
 
+def cost(name: str, table: Table, surroundings: Any, finished: int = 1000, suggestions: int = 20) -> float:
+    """Milliseconds of processor time for one suggestion and one result, after so many finished trials."""
+    tuner = make(name, 0, table, None, surroundings)
+    space, rng, data, seen = table.affine() if name == "LeGRTuner" else table.ratios(), random.Random(0), [], set()
+    while len(data) < finished:
+        parameters = {
+            key: rng.randrange(len(table.kept)) * spec["_value"][2] if len(spec["_value"]) == 3 else rng.uniform(0.2, 1)
+            for key, spec in space.items()
+        }
+        if str(parameters) not in seen:
+            seen.add(str(parameters))
+            data.append({"parameter": parameters, "value": table.report(parameters)})
+    if name == "NNI Evolution":
+        drive(tuner, table.report, finished)  # it imports nothing
+    else:
+        tuner.import_data(data)
+    drive(tuner, table.report, 2, 10 * finished)
+    start = time.process_time()
+    drive(tuner, table.report, suggestions, 20 * finished)
+    return 1000 * (time.process_time() - start) / suggestions
+
+
+def costs(names: list[str]) -> dict[str, float]:
+    """:func:`cost` of each tuner; of GP after 200 trials, since it grows with their cube."""
+    table = Table()
+    surroundings = table.environment(list(table.ratios()))
+    found = {}
+    for name in names:
+        few = name == "OptunaTuner GP"
+        found[name] = cost(name, table, surroundings, 200 if few else 1000, 5 if few else 20)
+        print(f"{name}: {found[name]:.1f} ms", flush=True)
+    return found
+
+
+def page(found: dict[str, Any]) -> str:
+    """The tables of the documentation."""
+
+    def row(name: str, *values: list[float]) -> str:
+        cells = ["{:.4f} ± {:.4f}".format(*interval(one)) for one in values]
+        return f"| {name} | {' | '.join(cells)} |"
+
+    def ranked(part: dict[str, Any], key: str) -> list[tuple[str, Any]]:
+        return sorted(part.items(), key=lambda item: -float(np.mean(item[1][key])))
+
+    where = ", ".join(f"{key} {value}" for key, value in found["environment"].items())
+    lines = [
+        f"Means over {found['seeds']} seeds with 95% intervals, {found['trials']} trials each. {where}.",
+        "",
+        f"**One objective**: validation accuracy at half the MACs; the best of all subnets has {found['optimum']:.4f}.",
+        "",
+        "| tuner | best reward | its test accuracy |",
+        "|---|---|---|",
+        *(row(name, one["best"], one["test"]) for name, one in ranked(found["single"], "best")),
+        "",
+        f"**Two objectives**: hypervolume of accuracy and MACs left; that of all subnets is {found['front']:.4f}.",
+        "",
+        "| tuner | hypervolume |",
+        "|---|---|",
+        *(row(name, one["hypervolume"]) for name, one in ranked(found["double"], "hypervolume")),
+        "",
+        "**Cost** of one suggestion and one result after 1,000 finished trials (GP: 200): processor time, one thread.",
+        "",
+        "| tuner | ms |",
+        "|---|---|",
+        *(f"| {name} | {value:.1f} |" for name, value in found["cost"].items()),
+    ]
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--trials", type=int, default=120)
+    parser.add_argument("--trials", type=int, default=100)
     parser.add_argument("--single", nargs="*", default=list(SINGLE))
     parser.add_argument("--double", nargs="*", default=list(DOUBLE))
-    parser.add_argument("--results", type=Path)
+    parser.add_argument("--cost", nargs="*", default=[*SINGLE[:2], "OptunaTuner GP", *SINGLE[2:]])
+    parser.add_argument(
+        "--results", type=Path, help="read before, and written after; default: %(default)s", default=RESULTS
+    )
+    parser.add_argument("--docs", type=Path, help="only write the tables of --results between the marks of this page")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
-    found = compare(options.seeds, options.trials, options.single, options.double)
-    if options.results:
-        options.results.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    found: dict[str, Any] = json.loads(options.results.read_text(encoding="utf-8")) if options.results.exists() else {}
+    if options.docs:
+        before, rest = options.docs.read_text(encoding="utf-8").split(BEGIN)
+        text = f"{before}{BEGIN}\n{page(found)}\n{END}{rest.split(END)[1]}"
+        options.docs.write_text(text, encoding="utf-8")
+        return
+    if options.single or options.double:
+        found.update(compare(options.seeds, options.trials, options.single, options.double))
+    found.setdefault("cost", {}).update(costs(options.cost))
+    found["environment"] = environment()
+    options.results.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from nni_plugins.search.errors import SearchError
 from nni_plugins.search.optuna_space import Parameter
 
 SLACK = 1e-9
+MOST_PASSES = 3  # in which each group of a grid gets one step more, if that fits
 
 
 class Step:
@@ -106,7 +107,7 @@ class Projection:
 
 
 def scaled(environment: Environment, steps: Sequence[Step], actions: Sequence[float]) -> list[float]:
-    """Scale what groups keep, together, until the budget is just met; on a grid, single groups then go a step further.
+    """Scale what groups keep until the budget is just met; on a grid, single groups then keep some steps more.
 
     Parameters
     ----------
@@ -135,8 +136,11 @@ def scaled(environment: Environment, steps: Sequence[Step], actions: Sequence[fl
         low, high = (middle, high) if fits(at(middle)) else (low, middle)
     found = at(low)
     wanted = [min(a * low, 1.0) for a in actions]
-    gaps = [w - step.action(s) for w, step, s in zip(wanted, steps, found, strict=True)]
-    for index in sorted(range(len(steps)), key=lambda i: -gaps[i]):
+
+    def gap(index: int) -> float:
+        return wanted[index] - steps[index].action(found[index])
+
+    for index in sorted(range(len(steps)), key=gap, reverse=True) * MOST_PASSES:
         below = [one for one, _ in steps[index].grid if one < found[index]]
         if below and fits([*found[:index], below[-1], *found[index + 1 :]]):
             found[index] = below[-1]

@@ -117,7 +117,11 @@ class Journal:
             return self._by_job[job]
         same = [record for record in self._by_key.get(canonical(parameters), []) if job is None or record.job is None]
         open_ones = [record for record in same if record.state != DONE and record.resumed]
-        known = [record for record in same if record.state == DONE and canonical(record.value) == canonical(value)]
+        known = [
+            record
+            for record in same
+            if record.state == DONE and (record.resumed or canonical(record.value) == canonical(value))
+        ]  # a trial that was done, but not noted so by NNI, is run again: its times differ
         for record in (*(known if job is not None else open_ones), *(open_ones if job is not None else known)):
             return record
         return None

@@ -2,6 +2,7 @@
 
 from nni_plugins.compat.defects import (
     class_wrapper,
+    early_results,
     function_apply,
     leaf_function,
     lightning_steps,
@@ -56,4 +57,5 @@ PATCHES: tuple[Patch, ...] = (
     slow_import_version.PATCH,
     slow_import_evaluator.PATCH,
     trial_parameters.PATCH,
+    early_results.PATCH,
 )

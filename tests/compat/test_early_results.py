@@ -1,0 +1,38 @@
+"""NNI's dispatcher after a resume: results that come before it knows the trials of before."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import nni_plugins  # noqa: F401  (arms the patches)
+
+
+def test_a_result_that_comes_too_early_waits() -> None:
+    import nni.runtime.msg_dispatcher as theirs
+    from nni.tuner import Tuner
+
+    class Listener(Tuner):
+        def __init__(self) -> None:
+            super().__init__()
+            self.heard: list[Any] = []
+
+        def import_data(self, data: Any) -> None:
+            self.heard += data
+
+        def receive_trial_result(self, parameter_id: int, parameters: Any, value: Any, **kwargs: Any) -> None:
+            self.heard.append((parameter_id, value))
+
+        def generate_parameters(self, parameter_id: int, **kwargs: Any) -> Any:
+            return {"x": parameter_id}
+
+    tuner = Listener()
+    dispatcher = theirs.MsgDispatcher("ws://_unittest_placeholder_", tuner)
+    dispatcher.send = lambda *_: None
+    final = {"type": "FINAL", "sequence": 0, "trial_job_id": "abc"}
+    dispatcher.handle_report_metric_data({**final, "parameter_id": 905, "value": "0.5"})
+    assert tuner.heard == []
+    dispatcher.handle_add_customized_trial([{"parameter_id": 905, "parameters": {"x": 1}}])
+    assert tuner.heard == [{"parameter": {"x": 1}, "value": 0.5}]
+    dispatcher.handle_request_trial_jobs(1)
+    dispatcher.handle_report_metric_data({**final, "parameter_id": 906, "value": "0.25"})
+    assert tuner.heard[1:] == [(906, 0.25)]
