@@ -108,7 +108,7 @@ def recipe_for(base: Recipe, space: str, sample: dict[str, Any]) -> Recipe:
     loses = any(share > 0 for share in sparsities.values())
     cost = graph.cost({group.name: whole(group.size, sparsities[group.name], recipe.prune) for group in groups})
     if recipe.objective.skip_infeasible and too_costly(recipe, cost):
-        recipe = recipe.with_values({"train.epochs": 0, "model.checkpoint": None}, "the bounds")
+        recipe = recipe.with_values({"train.epochs": 0, "supernet.epochs": 0, "model.checkpoint": None}, "the bounds")
     return recipe.with_values(
         {
             "prune.groups": {},

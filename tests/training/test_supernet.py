@@ -13,12 +13,14 @@ import torch
 from torch import nn
 
 from nni_plugins.channels import ChannelGraph, Plan
-from nni_plugins.training import CompressionError, build_data, compress, prepare_dense, recipe_from_dict
+from nni_plugins.training import CompressionError, build_data, build_model, compress, prepare_dense, recipe_from_dict
 from nni_plugins.training.loop import Loop
 from nni_plugins.training.recalibrate import recalibrate
 from nni_plugins.training.supernet import CHECKPOINT, prepare_supernet, supernet_key
 from nni_plugins.training.weights import load_weights
 from nni_plugins.training.widths import Sandwich, Widths, imitation
+from tests.random_attention_networks import RandomNetwork
+from tests.random_networks import RandomCNN
 
 TREE: dict[str, Any] = {
     "model": {"name": "resnet8", "arguments": {"width": 8}},
@@ -65,15 +67,22 @@ class Recurrent(nn.Module):
         return self.last(self.lstm(self.first(x).relu())[0][:, -1])
 
 
-@pytest.mark.parametrize("kind", ["convolutions", "recurrent"])
-def test_a_width_is_what_the_masks_of_its_plan_say(kind: str, recipe: Any) -> None:
+def nets(recipe: Any, kind: str) -> tuple[nn.Module, torch.Tensor]:
     torch.manual_seed(0)
     if kind == "recurrent":
-        model, x = Recurrent(), torch.randn(2, 4, 6)
-    else:
-        from nni_plugins.training import build_model
+        return Recurrent(), torch.randn(2, 4, 6)
+    if kind == "resnet":
+        return build_model(recipe, (1, 8, 8), 10, 0), torch.randn(2, 1, 8, 8)
+    if kind.startswith("random"):
+        return RandomCNN(int(kind[-1])), torch.randn(2, 3, 8, 8)
+    attention = RandomNetwork(int(kind[-1]))
+    example = attention.example()
+    return attention.to(example.dtype) if example.is_floating_point() else attention, example
 
-        model, x = build_model(recipe, (1, 8, 8), 10, 0), torch.randn(2, 1, 8, 8)
+
+@pytest.mark.parametrize("kind", ["resnet", "recurrent", "random 0", "random 3", "attention 1", "attention 4"])
+def test_a_width_is_what_the_masks_of_its_plan_say(kind: str, recipe: Any) -> None:
+    model, x = nets(recipe, kind)
     model.eval()
     graph, order = graph_and_order(model, x)
     widths = Widths(model, graph, order)
@@ -177,8 +186,6 @@ def test_a_training_that_was_cut_off_goes_on_to_the_same_weights(
     found = prepare_supernet(recipe, dense, tmp_path, lambda line: None)
     assert not (home / CHECKPOINT).exists()
     data = build_data(recipe)
-    from nni_plugins.training import build_model
-
     models = [build_model(recipe, data.shape, data.classes, 1) for _ in range(2)]
     for model, path in zip(models, (found.path, supernet.path), strict=True):
         load_weights(model, path)
@@ -215,8 +222,6 @@ def test_a_pruner_that_ranks_no_channels_is_refused(recipe: Any, dense: Any, tmp
 
 def test_statistics_of_a_slice_are_its_own(recipe: Any, dense: Any, supernet: Any) -> None:
     data = build_data(recipe)
-    from nni_plugins.training import build_model
-
     model = build_model(recipe, data.shape, data.classes, 0)
     load_weights(model, supernet.path)
     loop = Loop(recipe, data, "test")
