@@ -6,9 +6,7 @@ with groups (Falkner et al., BOHB, 2018), NSGA-II that of Deb et al., 2002.
 
 from __future__ import annotations
 
-import inspect
 import logging
-import warnings
 from functools import partial
 from typing import Any
 
@@ -23,21 +21,12 @@ from nni_plugins.search.checks import check_seed, refuse_unknown
 from nni_plugins.search.errors import SearchError
 from nni_plugins.search.journal import Record
 from nni_plugins.search.objectives import Front, read_constraints, read_objectives, violations, write_json
+from nni_plugins.search.optuna_samplers import make_sampler, sampler_arguments
 from nni_plugins.search.optuna_space import Parameter, Space
 from nni_plugins.search.places import experiment_folder, trial_code_directory
 
 _logger = logging.getLogger(__name__)
 
-SAMPLERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "tpe": ("TPESampler", {"multivariate": True, "group": True, "constant_liar": True}),
-    "gp": ("GPSampler", {"warn_independent_sampling": False}),
-    "cmaes": ("CmaEsSampler", {"warn_independent_sampling": False}),
-    "nsga2": ("NSGAIISampler", {"population_size": 20}),
-    "nsga3": ("NSGAIIISampler", {"population_size": 20}),
-    "random": ("RandomSampler", {}),
-    "qmc": ("QMCSampler", {"scramble": True, "warn_independent_sampling": False}),
-}
-"""Optuna's class of each sampler, and what differs from Optuna's defaults."""
 PARETO = "pareto.json"
 WINDOW, RECENT, BEST = 600, 300, 100
 """TPE looks at so many finished trials at most; then the best and the latest of them stay (old ones count little)."""
@@ -252,21 +241,8 @@ class OptunaTuner(RecordedTuner):
     # Optuna's side
 
     def _make_sampler(self, seed: int) -> Any:
-        import optuna
-
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        name, _ = SAMPLERS[self.sampler]
-        arguments = dict(self.sampler_args)
-        if self.sampler == "cmaes" and self._study is not None and self.journal.done():
-            known = [t for t in self._study.get_trials(deepcopy=False) if t.state.name == "COMPLETE"]
-            if len(known) >= 10 and not {"x0", "sigma0", "use_separable_cma"} & set(arguments):
-                arguments["source_trials"] = known  # its own state is a pickle, which is not kept
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
-                return getattr(optuna.samplers, name)(seed=seed, **arguments)
-            except (TypeError, ValueError) as error:
-                raise SearchError(f"sampler_args do not fit {self.sampler}: {str(error).splitlines()[0]}") from None
+        finished = [] if self._study is None or not self.journal.done() else self._study.get_trials(deepcopy=False)
+        return make_sampler(self.sampler, self.sampler_args, seed, finished)
 
     def _new_study(self, sampler: Any) -> Any:
         import optuna
@@ -376,33 +352,6 @@ def _ask(trial: Any, parameter: Parameter) -> Any:
     if isinstance(distribution, IntDistribution):
         return trial.suggest_int(parameter.name, distribution.low, distribution.high)
     return trial.suggest_float(parameter.name, distribution.low, distribution.high, log=distribution.log)
-
-
-def sampler_arguments(sampler: str, given: Any, n_startup_trials: Any, objectives: int) -> dict[str, Any]:
-    """Check ``sampler`` and its arguments; return the keyword arguments of Optuna's class but for the seed."""
-    import optuna
-
-    if sampler not in SAMPLERS:
-        raise SearchError(f"sampler is {sampler!r}; it must be one of {', '.join(SAMPLERS)}")
-    if sampler == "cmaes" and objectives > 1:
-        raise SearchError("sampler cmaes has one objective; take tpe, gp, nsga2 or nsga3 for several")
-    if given is not None and not isinstance(given, dict):
-        raise SearchError(f"sampler_args is {given!r}; it must be names and values")
-    name, defaults = SAMPLERS[sampler]
-    signature = inspect.signature(getattr(optuna.samplers, name)).parameters
-    known = [item for item in signature if item not in ("seed", "n_startup_trials", "constraints_func")]
-    for item in given or {}:
-        if item not in known:
-            raise SearchError(f"sampler_args.{item} is not an argument of {sampler}; known: {', '.join(known)}")
-    arguments = {**defaults, **(given or {})}
-    if n_startup_trials is not None:
-        if type(n_startup_trials) is not int or n_startup_trials < 0:
-            raise SearchError(f"n_startup_trials is {n_startup_trials!r}; it must be a whole number, 0 or more")
-        if "n_startup_trials" in signature:
-            arguments["n_startup_trials"] = n_startup_trials
-    elif sampler == "cmaes":
-        arguments["n_startup_trials"] = 10
-    return arguments
 
 
 class OptunaClassArgsValidator(ClassArgsValidator):

@@ -13,7 +13,8 @@ import nni
 import pytest
 
 from nni_plugins.search.errors import SearchError
-from nni_plugins.search.optuna_tuner import SAMPLERS, OptunaClassArgsValidator, OptunaTuner
+from nni_plugins.search.optuna_samplers import SAMPLERS
+from nni_plugins.search.optuna_tuner import OptunaClassArgsValidator, OptunaTuner
 
 SPACE: dict[str, Any] = {
     **{f"prune.groups.g{i}": {"_type": "uniform", "_value": [0, 0.8]} for i in range(6)},
