@@ -57,7 +57,7 @@ class Exported:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
-        return asdict(self)
+        return asdict(self) | {"inputs": list(self.inputs), "outputs": list(self.outputs)}
 
 
 def export_onnx(
@@ -133,7 +133,7 @@ def session_of(path: str | Path, threads: int = 1) -> Any:
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime has its own kinds
-        raise ExportError(f"{path} cannot be opened in onnxruntime: {_line(error)}") from error
+        raise ExportError(f"{path} cannot be opened in onnxruntime: {one_line(error)}") from error
 
 
 def feed_of(session: Any, inputs: Any) -> dict[str, Any]:
@@ -179,15 +179,14 @@ def _export(
     import onnx
 
     sample = with_batch(dummy_input, 2) if dynamic else dummy_input
-    args, kwargs = ((), sample) if isinstance(sample, dict) else (_tuple(sample), {})
+    args, kwargs = ((), sample) if isinstance(sample, dict) else (positional(sample), {})
     names = _input_names(model, args, kwargs)
     shapes: Any = None
     if dynamic:
-        spec = [_free(item) for item in (kwargs.values() if kwargs else args)]
-        shapes = dict(zip(kwargs, spec, strict=True)) if kwargs else tuple(spec)
+        shapes = free_batch(args, kwargs)
     part = path.with_name(path.name + ".part")
     try:
-        with _quiet():
+        with quiet():
             program = torch.onnx.export(
                 model,
                 args,
@@ -205,7 +204,7 @@ def _export(
 
             insert(proto, grids)
         _strip(proto)
-        said = {METADATA: json.dumps(metadata or {}, default=str)}
+        said = {METADATA: json.dumps(metadata or {}, default=str, separators=(",", ":"))}
         onnx.helper.set_model_props(proto, said)
         onnx.checker.check_model(proto)
         part.write_bytes(proto.SerializeToString())
@@ -219,7 +218,7 @@ def _export(
     except ExportError:
         raise
     except Exception as error:  # the exporter, the checker and protobuf have kinds of their own
-        raise ExportError(f"{path.name} cannot be exported: {_line(error)}") from error
+        raise ExportError(f"{path.name} cannot be exported: {one_line(error)}") from error
     finally:
         part.unlink(missing_ok=True)
     return Exported(
@@ -253,13 +252,13 @@ def _compare(reference: nn.Module, dummy_input: Any, path: Path, dynamic: bool) 
     worst, relative = 0.0, 0.0
     for size in BATCHES if dynamic else (None,):
         inputs = _noise(dummy_input if size is None else with_batch(dummy_input, size))
-        wanted = reference(**inputs) if isinstance(inputs, dict) else reference(*_tuple(inputs))
+        wanted = reference(**inputs) if isinstance(inputs, dict) else reference(*positional(inputs))
         try:
             found = session.run(None, feed_of(session, inputs))
         except ExportError:
             raise
         except Exception as error:
-            raise ExportError(f"{path.stem} does not run in onnxruntime at batch {size}: {_line(error)}") from error
+            raise ExportError(f"{path.stem} does not run in onnxruntime at batch {size}: {one_line(error)}") from error
         leaves = [leaf for leaf in tree_leaves(wanted) if isinstance(leaf, Tensor)]
         if len(leaves) != len(found):
             raise ExportError(f"{path.stem} has {len(found)} outputs, and the model {len(leaves)}")
@@ -298,13 +297,18 @@ def _noise(inputs: Any) -> Any:
     return tree_map(drawn, inputs)
 
 
-def _free(value: Any) -> Any:
-    """Which dimensions are free, in the shape of an argument: the first of each tensor."""
+def free_batch(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Which dimensions are free, as ``dynamic_shapes`` of torch's exporters: the first of each tensor."""
     auto = torch.export.Dim.DYNAMIC
-    return tree_map(lambda leaf: {0: auto} if isinstance(leaf, Tensor) and leaf.dim() else None, value)
+    spec = [
+        tree_map(lambda leaf: {0: auto} if isinstance(leaf, Tensor) and leaf.dim() else None, item)
+        for item in (kwargs.values() if kwargs else args)
+    ]
+    return dict(zip(kwargs, spec, strict=True)) if kwargs else tuple(spec)
 
 
-def _tuple(value: Any) -> tuple:
+def positional(value: Any) -> tuple:
+    """Return positional arguments of a dummy input."""
     return tuple(value) if isinstance(value, (tuple, list)) else (value,)
 
 
@@ -323,7 +327,7 @@ def _input_names(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """The exporter talks of packages that are not installed, and of what it will do otherwise one day."""
     logger = logging.getLogger("torch.onnx")
     before = logger.level
@@ -336,6 +340,7 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(before)
 
 
-def _line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """Return the first line of an error, or its kind."""
     text = str(error).strip() or type(error).__name__
     return " ".join(text.splitlines()[0].split())[:300]

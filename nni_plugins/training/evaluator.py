@@ -9,7 +9,7 @@ import torch
 from nni.compression.utils.evaluator import TorchEvaluator
 from torch import nn
 
-from nni_plugins.training.loop import Loop, _length
+from nni_plugins.training.loop import Loop, batches_of
 
 
 class _OptimizerBuilder:
@@ -55,7 +55,7 @@ class RecipeEvaluator(TorchEvaluator):
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps of an epoch, for pruners with a schedule by epochs."""
-        return _length(self.loop.data.train)
+        return batches_of(self.loop.data.train)
 
     def _init_optimizer_helpers(self, pure_model: nn.Module) -> None:
         names = [name for name, _ in pure_model.named_parameters()]

@@ -134,7 +134,7 @@ class Loop:
             The loss is not finite any more.
         """
         step_function = training_step or self.training_step
-        per_epoch = _length(self.data.train)
+        per_epoch = batches_of(self.data.train)
         epochs = max_epochs if max_epochs is not None else self.settings.epochs if max_steps is None else None
         limits = [limit for limit in (max_steps, None if epochs is None else epochs * per_epoch) if limit is not None]
         total = min(limits)
@@ -242,7 +242,8 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def _length(loader: Any) -> int:
+def batches_of(loader: Any) -> int:
+    """Return how many batches an epoch has."""
     try:
         count = len(loader)
     except TypeError:

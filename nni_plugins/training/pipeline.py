@@ -34,18 +34,19 @@ from nni_plugins.training.weights import load_weights, save_weights
 if TYPE_CHECKING:
     from nni_plugins.channels import Plan
     from nni_plugins.speedup import ModelSpeedup
+    from nni_plugins.training.quantize import Quantized
 
 __all__ = ["COMPACT", "MASKED", "MASKS", "METRICS", "PLAN", "compress", "evaluate_test", "prepare_dense"]
 
 COMPACT, MASKED, MASKS = "compact.safetensors", "masked.safetensors", "masks.safetensors"
 PLAN, METRICS, RECIPE, CHECKPOINT = "plan.json", "metrics.json", "recipe.yml", "finetune-{}.pt"
-RANKING = "ranking.json"
+RANKING, GRIDS, INT8 = "ranking.json", "grids.json", "int8.onnx"
 RECALIBRATE_PRUNED = 20  # batches, for a model that is not fine-tuned
 
 
 @dataclass
 class _Run:
-    """What the steps of one compression share."""
+    """What the steps of one compression share, and what they have made so far."""
 
     recipe: Recipe
     output: Path
@@ -54,6 +55,15 @@ class _Run:
     loop: Loop
     example: Any
     checkpoint: Path
+    on_epoch: Callable[[float], Any] | None
+    model: nn.Module
+    masks: Masks = field(default_factory=dict)
+    plan: Plan | None = None
+    quick: bool = False
+    speedup: ModelSpeedup | None = None
+    quantized: Quantized | None = None
+    exports: dict[str, Any] = field(default_factory=dict)
+    values: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
@@ -105,33 +115,15 @@ def compress(
         from nni_plugins.training.supernet import as_slice
 
         recipe, dense = as_slice(recipe, dense)
+    _check_packages(recipe)
     data = build_data(recipe)
     loop = Loop(finetune_recipe(recipe), data, "fine-tuning")
-    run = _Run(recipe, output, dense, data, loop, loop.place(data.example), checkpoint)
     model = loop.place(dense_model(recipe, data, dense.path))
-    with run.timed("prune"):
-        from nni_plugins.channels import ChannelGraph
-
-        seed_everything(recipe.seed + 1)
-        graph = ChannelGraph.watch(model, run.example)
-        if recipe.rank.candidates:
-            pruned, ranked = rank(recipe, model, loop, graph)
-            _write_json(output / RANKING, [dataclasses.asdict(item) for item in ranked])
-        else:
-            pruned = prune(recipe, model, loop, graph)
-    save_masks(pruned.masks, output / MASKS)
-    quick = recipe.search.mode == "quick" or _breaks_bounds(run, model, pruned)
-    after = recipe.finetune.after_speedup
-    compact, speedup = _speedup(run, model, pruned.masks) if after else (None, None)
-    with run.timed("finetune"):
-        target = model if compact is None else compact
-        kept = pruned.masks if compact is None else masks_left(compact, pruned.masks)
-        _finetune(run, target, kept, pruned.plan, on_epoch, skip=quick)
-    if compact is None or speedup is None:
-        if recipe.speedup.keep_masked:
-            save_weights(model, output / MASKED)
-        compact, speedup = _speedup(run, model, pruned.masks)
-    return _finish(run, compact, speedup, skipped=quick)
+    run = _Run(recipe, output, dense, data, loop, loop.place(data.example), checkpoint, on_epoch, model)
+    for step in recipe.steps:
+        with run.timed(step):
+            STEPS[step](run)
+    return _finish(run)
 
 
 def evaluate_test(recipe: Recipe, path: str | Path) -> dict[str, Any]:
@@ -142,7 +134,7 @@ def evaluate_test(recipe: Recipe, path: str | Path) -> dict[str, Any]:
     recipe
         Of the model.
     path
-        A compact model (``compact.safetensors``) or dense weights (:attr:`DenseBaseline.path`).
+        A compact model (``compact.safetensors``), an ONNX file, or dense weights (:attr:`DenseBaseline.path`).
 
     Returns
     -------
@@ -157,7 +149,11 @@ def evaluate_test(recipe: Recipe, path: str | Path) -> dict[str, Any]:
 
 
 def load_model(recipe: Recipe, data: Data, path: Path) -> nn.Module:
-    """Read a compact model, or dense weights, of a recipe."""
+    """Read a compact model, an ONNX file, or dense weights, of a recipe."""
+    if path.suffix == ".onnx":
+        from nni_plugins.training.export import OnnxModel
+
+        return OnnxModel(path)
     from safetensors import safe_open
 
     from nni_plugins.speedup import load_compact
@@ -183,7 +179,6 @@ def load_model(recipe: Recipe, data: Data, path: Path) -> nn.Module:
 def finetune_recipe(recipe: Recipe) -> Recipe:
     """Return the recipe whose ``train`` section is that of fine-tuning."""
     own = dataclasses.asdict(recipe.finetune)
-    own.pop("after_speedup")
     return recipe.with_values({f"train.{name}": value for name, value in own.items() if value is not None})
 
 
@@ -239,17 +234,32 @@ def _size_and_speed(run: _Run, compact: nn.Module) -> dict[str, Any]:
     return {"bytes": (run.output / COMPACT).stat().st_size, "latency_ms": latency_ms(compact, run.example)}
 
 
-def _finetune(
-    run: _Run, model: nn.Module, masks: Masks, plan: Plan | None, on_epoch: Callable[[float], Any] | None, skip: bool
-) -> None:
-    recipe, loop = run.recipe, run.loop
-    if skip:
+def _prune(run: _Run) -> None:
+    from nni_plugins.channels import ChannelGraph
+
+    recipe = run.recipe
+    seed_everything(recipe.seed + 1)
+    graph = ChannelGraph.watch(run.model, run.example)
+    if recipe.rank.candidates:
+        pruned, ranked = rank(recipe, run.model, run.loop, graph)
+        _write_json(run.output / RANKING, [dataclasses.asdict(item) for item in ranked])
+    else:
+        pruned = prune(recipe, run.model, run.loop, graph)
+    run.masks, run.plan = pruned.masks, pruned.plan
+    save_masks(pruned.masks, run.output / MASKS)
+    run.quick = recipe.search.mode == "quick" or _breaks_bounds(run, run.model, pruned)
+
+
+def _finetune(run: _Run) -> None:
+    recipe, loop, model = run.recipe, run.loop, run.model
+    if run.quick:
         recalibrate(model, loop, recipe.speedup.recalibrate_batches or RECALIBRATE_PRUNED)
         return
+    masks = run.masks if run.speedup is None else masks_left(model, run.masks)
     pairs = mask_pairs(model, masks)
     known: dict[str, Any] = {}
-    if plan is not None:
-        cost = plan.cost()
+    if run.plan is not None:
+        cost = run.plan.cost()
         known = {"macs": cost.macs, "params": cost.params}
 
     @torch.no_grad()
@@ -258,16 +268,70 @@ def _finetune(
             weight.mul_(mask)
 
     def report(epoch: int, value: float) -> None:
-        if on_epoch is not None:
+        if run.on_epoch is not None:
             known["accuracy"] = value
             costly = recipe.objective.metric not in known
-            on_epoch(loop.metric.better(value) if costly else objective(recipe, loop.metric, run.dense, known))
+            run.on_epoch(loop.metric.better(value) if costly else objective(recipe, loop.metric, run.dense, known))
 
+    step = None
+    if recipe.distill.method != "none" and recipe.finetune.epochs > 0:
+        from nni_plugins.training.distill import Distillation, build_teacher
+
+        teacher = build_teacher(recipe, loop, lambda: dense_model(recipe, run.data, run.dense.path))
+        step = Distillation(recipe, loop, teacher, run.plan)
     seed_everything(recipe.seed + 2)
-    loop.train(model, loop.optimizer(model), on_epoch=report, after_step=keep_masked, checkpoint=run.checkpoint)
+    loop.train(
+        model, loop.optimizer(model), step, on_epoch=report, after_step=keep_masked, checkpoint=run.checkpoint
+    )  # fmt: skip
     run.checkpoint.unlink(missing_ok=True)
     recalibrate(model, loop, recipe.speedup.recalibrate_batches)
     apply_masks(model, masks)
+
+
+def _compact(run: _Run) -> None:
+    steps = run.recipe.steps
+    if run.recipe.speedup.keep_masked and "finetune" in steps[: steps.index("speedup")]:
+        save_weights(run.model, run.output / MASKED)
+    run.model, run.speedup = _speedup(run, run.model, run.masks)
+
+
+def _quantize(run: _Run) -> None:
+    if run.recipe.quantize.method == "none":
+        return
+    from nni_plugins.training.quantize import quantize, settings_of
+
+    seed_everything(run.recipe.seed + 3)
+    run.quantized = quantize(run.recipe, run.model, run.loop)
+    _write_json(run.output / GRIDS, settings_of(run.quantized.grids))
+
+
+def _export(run: _Run) -> None:
+    if not run.recipe.export.formats:
+        return
+    from nni_plugins.training.export import export
+
+    _measure(run)
+    assert run.speedup is not None and run.speedup.plan is not None
+    said = {"recipe": run.recipe.to_dict(), "plan": run.speedup.plan.to_dict(), "metrics": run.values}
+    run.exports = export(run.recipe, run.model, run.quantized, run.example, run.output, said)
+
+
+STEPS: dict[str, Callable[[_Run], None]] = {
+    "prune": _prune,
+    "finetune": _finetune,
+    "speedup": _compact,
+    "quantize": _quantize,
+    "export": _export,
+}
+"""What :data:`nni_plugins.training.steps.STEPS` names."""
+
+
+def _check_packages(recipe: Recipe) -> None:
+    """Find out now, not after an hour of training, that a package for the exports is missing."""
+    if recipe.export.formats:
+        from nni_plugins.training.export import check_packages
+
+        check_packages(recipe.export.formats)
 
 
 def _speedup(run: _Run, model: nn.Module, masks: Masks) -> tuple[nn.Module, ModelSpeedup]:
@@ -291,17 +355,33 @@ def _speedup(run: _Run, model: nn.Module, masks: Masks) -> tuple[nn.Module, Mode
     return compact, speedup
 
 
-def _finish(run: _Run, compact: nn.Module, speedup: ModelSpeedup, skipped: bool) -> dict[str, Any]:
-    recipe, loop, dense, report, plan = run.recipe, run.loop, run.dense, speedup.report, speedup.plan
-    assert plan is not None
+def _measure(run: _Run) -> dict[str, Any]:
+    """Return accuracy and costs of what was made; of the quantised model where there is one."""
+    if run.values:
+        return run.values
+    loop, speedup = run.loop, run.speedup
+    assert speedup is not None
     values: dict[str, Any] = {
-        "accuracy": loop.evaluate(compact),
-        "macs": int(report.macs_after),
-        "params": int(report.params_after),
-        **_size_and_speed(run, compact),
+        "accuracy": loop.evaluate(run.model),
+        "macs": int(speedup.report.macs_after),
+        "params": int(speedup.report.params_after),
+        **_size_and_speed(run, run.model),
     }
+    if run.quantized is not None:
+        values["float_accuracy"], values["accuracy"] = values["accuracy"], loop.evaluate(run.quantized.model)
     if not math.isfinite(values["accuracy"]):  # NNI's manager could not read it
         raise CompressionError(f"compact model: {loop.metric.name} is {values['accuracy']} on the validation split")
+    run.values = values
+    return values
+
+
+def _finish(run: _Run) -> dict[str, Any]:
+    assert run.speedup is not None
+    recipe, loop, dense, report, plan = run.recipe, run.loop, run.dense, run.speedup.report, run.speedup.plan
+    assert plan is not None
+    values = dict(_measure(run))
+    if "int8" in run.exports:  # what is shipped
+        values["float_bytes"], values["bytes"] = values["bytes"], run.exports["int8"]["bytes"]
     broken = excess(recipe, loop.metric, dense, values)
     metrics = {
         "default": objective(recipe, loop.metric, dense, values),
@@ -310,12 +390,14 @@ def _finish(run: _Run, compact: nn.Module, speedup: ModelSpeedup, skipped: bool)
         "relative_error": report.relative_error,
         "feasible": not broken,
         "broken_bounds": broken,
-        "finetuned": not skipped and recipe.finetune.epochs > 0,
+        "finetuned": not run.quick and recipe.finetune.epochs > 0 and "finetune" in recipe.steps,
         "metric": loop.metric.name,
         "higher_is_better": loop.metric.higher_is_better,
         "dense": {key: value for key, value in dataclasses.asdict(dense).items() if key != "path"}
         | {"bytes": dense.bytes},
         "sparsity": _sparsities(plan),
+        "exports": run.exports,
+        "final": INT8 if "int8" in run.exports else COMPACT,
         "seconds": run.seconds,
     }
     _write_json(run.output / PLAN, {"groups": plan.to_dict(), "report": report.to_dict()})

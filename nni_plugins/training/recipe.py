@@ -20,6 +20,7 @@ import yaml
 
 from nni_plugins.training.errors import RecipeError, first_line
 from nni_plugins.training.schema import check, closest, field_paths, hints, option, plain, section, show
+from nni_plugins.training.steps import USUAL, check_order
 
 MODEL_NAMES = ("mlp", "small_cnn", "resnet8", "resnet20", "resnet56", "mobilenetv2", "staged")
 DATA_NAMES = ("digits", "cifar10", "image_folder")
@@ -139,7 +140,27 @@ class FinetuneSettings:
     weight_decay: float | None = option(None, "decay of weights", low=0)
     schedule: str | None = option(None, "how the learning rate falls", choices=SCHEDULE_NAMES)
     warmup_epochs: float | None = option(None, "epochs of linear rise to the peak", low=0)
-    after_speedup: bool = option(False, "fine-tune the compact model (faster), proved equal before it")
+
+
+@dataclass(frozen=True)
+class DistillSettings:
+    """A teacher for fine-tuning."""
+
+    method: str = option(
+        "none",
+        "kd and dkd: the teacher's outputs; feature: what its layers return, on the channels that are kept",
+        choices=("none", "kd", "dkd", "feature"),
+    )
+    weight: float = option(1.0, "of the teacher's part beside the task's loss", above=0)
+    temperature: float = option(4.0, "of kd and dkd", above=0)
+    alpha: float = option(1.0, "dkd: weight of the part on the right class", low=0)
+    beta: float = option(8.0, "dkd: weight of the part on the other classes", low=0)
+    warmup_epochs: float = option(1.0, "epochs in which the teacher's part rises to its weight", low=0)
+    layers: tuple[str, ...] = option((), "feature: module names; empty: one for each channel group")
+    teacher: str = option("dense", "the dense model, or the user's module:function", choices=("dense",), reference=True)
+    teacher_arguments: dict[str, Any] = option({}, "keyword arguments of the teacher's function")
+    teacher_checkpoint: str | None = option(None, "trained weights of the teacher")
+    ablation: bool = option(True, "the report fine-tunes the winner without the teacher too, and says what it adds")
 
 
 @dataclass(frozen=True)
@@ -175,6 +196,20 @@ class QuantizeSettings:
 
 
 @dataclass(frozen=True)
+class ExportSettings:
+    """Files for other runtimes."""
+
+    formats: tuple[str, ...] = option(
+        (),
+        "onnx: compact.onnx, and int8.onnx where the model is quantised; pt2: torch.export; tensorrt: onnx, checked "
+        "against TensorRT's documented rules",
+        choices=("onnx", "pt2", "tensorrt"),
+    )
+    dynamic_batch: bool = option(True, "leave the size of the batch free, where the model allows it")
+    opset: int | None = option(None, "of ONNX; null: the exporter's own", low=17)
+
+
+@dataclass(frozen=True)
 class ObjectiveSettings:
     """What a search maximises: one quantity under bounds on the others."""
 
@@ -207,6 +242,9 @@ class Recipe:
     """A whole compression."""
 
     seed: int = option(0, "seed of weights, data order and pruners", low=0, below=2**32)
+    steps: tuple[str, ...] = option(
+        USUAL, "what is done, in order; an order that cannot work is refused", choices=USUAL
+    )
     folder: str | None = option(None, "where relative paths and module:function start; null: the recipe's own folder")
     model: ModelSettings = section(ModelSettings)
     data: DataSettings = section(DataSettings)
@@ -215,8 +253,10 @@ class Recipe:
     rank: RankSettings = section(RankSettings)
     supernet: SupernetSettings = section(SupernetSettings)
     finetune: FinetuneSettings = section(FinetuneSettings)
+    distill: DistillSettings = section(DistillSettings)
     speedup: SpeedupSettings = section(SpeedupSettings)
     quantize: QuantizeSettings = section(QuantizeSettings)
+    export: ExportSettings = section(ExportSettings)
     objective: ObjectiveSettings = section(ObjectiveSettings)
     search: SearchSettings = section(SearchSettings)
 
@@ -240,7 +280,7 @@ class Recipe:
         tree = self.to_dict()
         for path, value in unnested(values).items():
             _set(tree, path, value, source)
-        return _agreeing(check(type(self), tree, source), source)
+        return _in_order(_agreeing(check(type(self), tree, source), source), source)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data that :func:`recipe_from_dict` reads back."""
@@ -311,7 +351,7 @@ def load_recipe(path: str | Path) -> Recipe:
 
 def recipe_from_dict(tree: Any, source: str = "recipe", folder: str | Path | None = None) -> Recipe:
     """Check plain data as a recipe; relative paths in it start at ``folder`` unless it says otherwise."""
-    recipe = _agreeing(check(Recipe, tree, source), source)
+    recipe = _in_order(_agreeing(check(Recipe, tree, source), source), source)
     base = Path(folder or os.getcwd()).absolute()
     own = base / recipe.folder if recipe.folder else base
     return recipe.with_values({"folder": str(own)}, source)
@@ -328,6 +368,18 @@ def _agreeing(recipe: Recipe, source: str) -> Recipe:
             raise RecipeError(
                 f"{source}: prune.arguments.{name} is {show(value)}; of {recipe.prune.pruner} it must be one of {may}"
             )
+    return recipe
+
+
+def _in_order(recipe: Recipe, source: str) -> Recipe:
+    """Return a recipe whose steps can follow each other."""
+    wanted = [name for name, asked in (("quantize", recipe.quantize.method != "none"),) if asked]
+    wanted += ["export"] if recipe.export.formats else []
+    wanted += ["finetune"] if recipe.distill.method != "none" else []
+    try:
+        check_order(recipe.steps, wanted)
+    except RecipeError as error:
+        raise RecipeError(f"{source}: {error}") from None
     return recipe
 
 

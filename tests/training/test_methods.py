@@ -71,7 +71,7 @@ def test_single_weights_stay_masked_when_the_compact_model_is_fine_tuned(base, d
     from nni_plugins.training.data import build_data
     from nni_plugins.training.pipeline import load_model
 
-    recipe = base.with_values({"prune.pruner": name, "finetune.after_speedup": True, **ALL[name]})
+    recipe = base.with_values({"prune.pruner": name, "steps": ["prune", "speedup", "finetune"], **ALL[name]})
     compress(recipe, tmp_path, dense)
     model = load_model(recipe, build_data(recipe), tmp_path / "compact.safetensors")
     zero = sum(int((p == 0).sum()) for p in model.parameters() if p.dim() > 1)

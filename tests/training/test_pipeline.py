@@ -91,7 +91,7 @@ def test_same_seed_same_result(cnn, dense, tmp_path):
 
 def test_finetuning_the_compact_model_does_the_same(cnn, dense, tmp_path):
     masked = compress(cnn, tmp_path / "a", dense)
-    compact = compress(cnn.with_values({"finetune.after_speedup": True}), tmp_path / "b", dense)
+    compact = compress(cnn.with_values({"steps": ["prune", "speedup", "finetune"]}), tmp_path / "b", dense)
     assert compact["macs"] == masked["macs"]
     assert compact["accuracy"] == pytest.approx(masked["accuracy"], abs=0.02)
     assert not (tmp_path / "b" / MASKED).exists()

@@ -120,8 +120,8 @@ def test_learnt_scales_and_shifts_move_what_goes(dense, tmp_path):
     assert any(name.startswith("layer3") for name in one["sparsity"])
     with pytest.raises(CompressionError, match=r"layer9"):
         compress(plain.with_values({"prune.scales.layer9": 2.0}), tmp_path / "three", dense)
+    theirs = {"prune.scales.layer3": 2.0, "prune.pruner": "nni:L1NormPruner", "prune.target": "channels"}
     with pytest.raises(RecipeError, match=r"prune\.scales: nni:L1NormPruner"):
-        theirs = {"prune.scales.layer3": 2.0, "prune.pruner": "nni:L1NormPruner", "prune.target": "channels"}
         compress(plain.with_values(theirs), tmp_path / "four", dense)
 
 
