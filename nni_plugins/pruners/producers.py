@@ -61,7 +61,8 @@ def _norm_weight(operator: Operator) -> Info | None:
     """The scale of a batch norm's call, or None where it is none, or has no scale."""
     if "batch_norm" not in operator.name:
         return None
-    return next((info for info in operator.inputs[1:2] if info.parameter), None)
+    own = f"{operator.module}.weight" if operator.module else "weight"  # without one, its statistics come first
+    return next((info for info in operator.inputs[1:2] if info.parameter == own), None)
 
 
 class Producers:

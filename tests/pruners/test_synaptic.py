@@ -485,3 +485,31 @@ def test_what_is_excluded_is_read_all_the_same():
     _, masks = pruner.compress()
     assert masks["3"]["weight"].flatten(2).amax(2).sum() == 32
     assert masks["3"]["weight"][:, :4].sum() == 0
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_norm_without_a_scale_is_measured(digits, own):
+    """Of a norm without parameters, or with some of other names, the statistics were taken for its scale."""
+
+    class Norm(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gamma, self.beta = nn.Parameter(torch.ones(8)), nn.Parameter(torch.zeros(8))
+            self.register_buffer("mean", torch.zeros(8))
+            self.register_buffer("var", torch.ones(8))
+
+        def forward(self, x):
+            return nn.functional.batch_norm(x, self.mean, self.var, self.gamma, self.beta, self.training)
+
+    torch.manual_seed(0)
+    norm = Norm() if own else nn.BatchNorm2d(8, affine=False)
+    model = nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1), norm, nn.ReLU(), nn.Conv2d(8, 16, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(16, 10),
+    )  # fmt: skip
+    pruner = SynapticStrengthPruner(
+        model, [{"op_types": ["Conv2d"], "sparse_ratio": 0.5}], evaluator_of(model, digits), 6
+    )
+    _, masks = pruner.compress()
+    assert set(pruner.deviations) == {"0.weight", "3.weight"}
+    assert 0.4 < 1 - float(masks["3"]["weight"].mean()) < 0.7
