@@ -190,7 +190,8 @@ def resolve(
             reasons[found.entry][group.name] = "it has a single unit"
     for index, setting in enumerate(settings):
         if setting.get("sparse_ratio") != 0 and not any(claim.entry == index for claim in claims):
-            raise PruningError(f"config_list[{index}]: {_nothing(selected[index], reasons[index])}")
+            earlier = bool(_selected(model, config_list[index], f"config_list[{index}]"))
+            raise PruningError(f"config_list[{index}]: {_nothing(selected[index], reasons[index], earlier)}")
     return Resolved(tuple(claims), tuple(settings), selected)
 
 
@@ -211,8 +212,10 @@ def _claim(
     return None
 
 
-def _nothing(selected: frozenset[str], reasons: Mapping[str, str]) -> str:
+def _nothing(selected: frozenset[str], reasons: Mapping[str, str], earlier: bool) -> str:
     """Why an entry has nothing to prune, in one line."""
+    if not selected and earlier:
+        return "all that it selects is selected by an earlier entry, which counts; narrow that one, or leave this out"
     if not selected:
         return "no module has these types and names; see model.named_modules() for what there is"
     if not reasons:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from nni_plugins.channels import ChannelGraph
-from nni_plugins.pruners import PruningError
+from nni_plugins.pruners import MagnitudePruner, PruningError
 from nni_plugins.pruners.scope import make_pools, neighbourhoods, resolve
 
 from .nets import X, make
@@ -160,3 +160,10 @@ def test_an_exclusion_that_names_nothing_is_said(caplog, name, hint):
         assert names(resolved("residual", [entry])) == ["stem", "a1", "b1"]
     said = f"config_list[0].exclude_op_names: the model has no module {name!r}, so it excludes nothing{hint}"
     assert [record.getMessage() for record in caplog.records] == [said]
+
+
+def test_an_entry_that_comes_too_late_says_so():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))
+    asked = [{"op_types": ["Conv2d"], "sparse_ratio": ratio} for ratio in (0.3, 0.5)]
+    with pytest.raises(PruningError, match=r"config_list\[1\]: all that it selects is selected by an earlier entry"):
+        MagnitudePruner(model, asked, dummy_input=torch.rand(1, 1, 8, 8))
