@@ -1,6 +1,6 @@
 """Pruning and architecture search together, against each alone, at equal total time of their trials, on digits.
 
-    python -m benchmarks.joint_fronts --seconds 300 --output docs/joint_fronts.json --plot docs/images/joint_fronts.png
+    python -m benchmarks.joint_fronts --seconds 300 --output benchmarks/results/joint_fronts.json --plot docs/images/joint_fronts.png
 
 Three arms search the space of ``experiments/digits_nas`` for accuracy on validation and for few MACs:
 
@@ -111,6 +111,12 @@ def run_arm(
 ) -> list[dict[str, Any]]:
     """Search until the time is used; returns the trials."""
     search, used = Front(space, arm, seed), 0.0
+    kept = folder / f"{arm}-{seed}" / "trials.json"
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    for entry in json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else []:  # of a run that was cut off
+        search.suggest()
+        search.done.append(entry)
+        used = entry["used"]
     while used < seconds:
         sample = search.suggest()
         if sample is None:
@@ -130,6 +136,7 @@ def run_arm(
                 "folder": str(output),
             }
         )
+        kept.write_text(json.dumps(search.done), encoding="utf-8")
         print(f"{arm} {seed}: {used:.0f} s, {metrics['macs']:,} MACs, {metrics['accuracy']:.4f}", flush=True)
     return search.done
 

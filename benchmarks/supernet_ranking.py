@@ -1,6 +1,6 @@
 """Does a supernet rank subnets as fine-tuning does? Kendall's tau over random subnets of one net on digits.
 
-    python -m benchmarks.supernet_ranking --subnets 50 --output docs/supernet_ranking.json
+    python -m benchmarks.supernet_ranking --subnets 50 --output benchmarks/results/supernet_ranking.json
 
 Each subnet is a number of units kept in each channel group. The *ranking* is the validation metric of the supernet's
 slice, statistics recalibrated; the *truth* is the same units' plan taken from the trained dense model by magnitude,
@@ -78,6 +78,18 @@ def ranked(values: list[float], truth: list[float], draws: int = 1000) -> dict[s
     return {"tau": round(tau, 3), "low": round(float(low), 3), "high": round(float(high), 3)}
 
 
+def near(values: list[float], truth: list[float], macs: list[int], ratio: float = 1.25) -> dict[str, float]:
+    """Tau over the pairs of about equal MACs, where size alone says nothing: (agree - disagree) / pairs not tied."""
+    agree, disagree = 0, 0
+    for one in range(len(macs)):
+        for other in range(one):
+            if max(macs[one], macs[other]) <= ratio * min(macs[one], macs[other]):
+                sign = np.sign(values[one] - values[other]) * np.sign(truth[one] - truth[other])
+                agree, disagree = agree + (sign > 0), disagree + (sign < 0)
+    pairs = agree + disagree
+    return {"tau": round(float((agree - disagree) / max(pairs, 1)), 3), "pairs": int(pairs)}
+
+
 def main() -> None:
     """Measure, and write the figures."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -103,20 +115,22 @@ def main() -> None:
         "dense": importance_order(recipe, model, loop, graph),
     }
     sizes = {name: graph.group(name).size for name in orders["dense"]}
-    rows: list[dict[str, Any]] = []
-    seconds = {"supernet": 0.0, "dense": 0.0, "truth": 0.0}
+    kept = options.folder / "rows.json"
+    rows: list[dict[str, Any]] = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else []
     for number, widths in enumerate(subnets(sizes, options.subnets, recipe.supernet.smallest, 1)):
-        row: dict[str, Any] = {"macs": graph.cost(widths).macs}
+        if number < len(rows):
+            continue  # of a run that was cut off
+        row: dict[str, Any] = {"macs": graph.cost(widths).macs, "seconds": {}}
         for name, path in (("supernet", supernet.path), ("dense", dense.path)):
-            start = time.monotonic()
+            start = time.process_time()
             one = at(path)
             plan = Plan(graph, {group: orders[name][group][:kept] for group, kept in widths.items()})
             masks = plan.masks(one)
             apply_masks(one, masks)
             recalibrate(one, loop, recipe.supernet.batches)
             row[name] = measured(one, loop)
-            seconds[name] += time.monotonic() - start
-        start = time.monotonic()
+            row["seconds"][name] = round(time.process_time() - start, 3)
+        start = time.process_time()
         pairs = mask_pairs(one, masks)
 
         def keep(pairs: Any = pairs) -> None:
@@ -127,8 +141,9 @@ def main() -> None:
         seed_everything(number)
         tuning.train(one, tuning.optimizer(one), after_step=keep)
         row["truth"] = measured(one, loop)
-        seconds["truth"] += time.monotonic() - start
+        row["seconds"]["truth"] = round(time.process_time() - start, 3)
         rows.append(row)
+        kept.write_text(json.dumps(rows), encoding="utf-8")
         print(number, row, flush=True)
     figures: dict[str, Any] = {
         "subnets": len(rows),
@@ -136,14 +151,19 @@ def main() -> None:
         "supernet_seconds": supernet.seconds,
         "supernet_accuracy": [supernet.accuracy, supernet.smallest],
         "dense_accuracy": dense.accuracy,
-        "seconds_per_subnet": {name: round(value / len(rows), 2) for name, value in seconds.items()},
+        "cpu_seconds_per_subnet": {
+            name: round(float(np.median([row["seconds"][name] for row in rows if "seconds" in row])), 2)
+            for name in ("supernet", "dense", "truth")
+        },
         "tau": {},
         "rows": rows,
     }
     for index, metric in enumerate(("accuracy", "loss")):
         truth = [row["truth"][index] for row in rows]
         for name in ("supernet", "dense"):
-            figures["tau"][f"{name} {metric}"] = ranked([row[name][index] for row in rows], truth)
+            values = [row[name][index] for row in rows]
+            figures["tau"][f"{name} {metric}"] = ranked(values, truth)
+            figures["tau"][f"{name} {metric}, about equal MACs"] = near(values, truth, [row["macs"] for row in rows])
         sign = 1 if metric == "accuracy" else -1
         figures["tau"][f"macs {metric}"] = ranked([sign * row["macs"] for row in rows], truth)
     print(json.dumps({name: value for name, value in figures.items() if name != "rows"}, indent=1))
