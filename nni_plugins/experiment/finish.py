@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nni_plugins.experiment.ablation import ABLATION, without_teacher
 from nni_plugins.experiment.best_trials import FINETUNED, finetune_best
 from nni_plugins.experiment.errors import ExperimentError
 from nni_plugins.experiment.folders import METRICS, read_json
@@ -23,7 +24,10 @@ if TYPE_CHECKING:
 
 TEST = "test.json"
 REPORT, PLOT, DATA, BEST = "report.md", "pareto.png", "report.json", "best"
-KEPT = ("compact.safetensors", "masks.safetensors", "masked.safetensors", "plan.json", METRICS, "recipe.yml")
+KEPT = (
+    *("compact.safetensors", "masks.safetensors", "masked.safetensors", "plan.json", METRICS, "recipe.yml"),
+    *("compact.onnx", "int8.onnx", "compact.pt2", "grids.json", "ranking.json"),
+)
 FILES = (
     "`report.md`: this page; `report.json`: the same figures for scripts",
     "`pareto.png`: the plot",
@@ -73,9 +77,12 @@ def finish(known: Known, output: Path | None, say: Callable[[str], Any]) -> tupl
     say(f"trial {winner.id} is the best; reading the test split")
     test: dict[str, float | None] = {"dense": None, "compact": None}
     try:
-        test = {**test_figures(recipe, winner, dense, known.folder / TEST)}
+        test = {**test_figures(recipe, winner, metrics, dense, known.folder / TEST)}
     except NoTestSplit as error:
         say(f"no test figures: {error}")
+    ablation = without_teacher(
+        recipe, folder_of(winner) / "compact.safetensors", known.folder / ABLATION / winner.id, dense, say
+    )
     say("taking it through NNI's own ModelSpeedup")
     latency = latencies(recipe, dense.path, folder_of(winner) / "compact.safetensors")
     findings = Findings(
@@ -96,6 +103,8 @@ def finish(known: Known, output: Path | None, say: Callable[[str], Any]) -> tupl
         commands=commands(known),
         recipe=(folder_of(winner) / "recipe.yml").read_text(encoding="utf-8"),
         experiment={"id": known.id, "folder": str(known.folder)},
+        stages=stages(dense, metrics),
+        ablation=ablation,
     )
     return findings, write(findings, output or Path("outputs") / f"{findings.title}-{known.id}", folder_of(winner))
 
@@ -118,7 +127,9 @@ def write(findings: Findings, output: Path, source: Path) -> Path:
     return output
 
 
-def test_figures(recipe: Recipe, winner: Trial, dense: DenseBaseline, record: Path) -> dict[str, float]:
+def test_figures(
+    recipe: Recipe, winner: Trial, metrics: dict[str, Any], dense: DenseBaseline, record: Path
+) -> dict[str, float]:
     """The test metric of the dense and of the compact model: read once, kept in `record`, then taken from there."""
     from nni_plugins.training import evaluate_test
 
@@ -127,7 +138,7 @@ def test_figures(recipe: Recipe, winner: Trial, dense: DenseBaseline, record: Pa
         return {"dense": known["dense"], "compact": known["compact"]}
     figures = {
         "dense": float(evaluate_test(recipe, dense.path)["accuracy"]),
-        "compact": float(evaluate_test(recipe, folder_of(winner) / "compact.safetensors")["accuracy"]),
+        "compact": float(evaluate_test(recipe, folder_of(winner) / shipped(metrics))["accuracy"]),
     }
     record.write_text(json.dumps({"trial": winner.id, **figures}), encoding="utf-8")
     return figures
@@ -154,6 +165,18 @@ def stock_check(recipe: Recipe, folder: Path) -> StockCheck:
     except Exception as error:
         words = " ".join(str(error).split())
         return StockCheck(False, float("nan"), f"NNI's code fails on this model ({type(error).__name__}: {words})")
+
+
+def shipped(metrics: dict[str, Any]) -> str:
+    """The file that a trial's figures are of: the compact model, or what it became in 8 bits."""
+    return str(metrics.get("final", "compact.safetensors"))
+
+
+def stages(dense: DenseBaseline, metrics: dict[str, Any]) -> dict[str, float]:
+    """The metric on validation after each step that changes it."""
+    if "float_accuracy" not in metrics:
+        return {}
+    return {"dense": dense.accuracy, "compact": metrics["float_accuracy"], "quantised": metrics["accuracy"]}
 
 
 def folder_of(trial: Trial) -> Path:

@@ -6,8 +6,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nni_plugins.experiment.ablation import ABLATION, without_teacher
 from nni_plugins.experiment.errors import ExperimentError
-from nni_plugins.experiment.finish import bounds, compact_figures, dense_figures, latencies, stock_check, write
+from nni_plugins.experiment.finish import (
+    bounds,
+    compact_figures,
+    dense_figures,
+    latencies,
+    shipped,
+    stages,
+    stock_check,
+    write,
+)
 from nni_plugins.experiment.folders import dense_folder
 from nni_plugins.report.environment import environment
 from nni_plugins.report.findings import Candidate, Findings
@@ -71,11 +81,10 @@ def compress_recipe(
     latency = latencies(recipe, dense.path, folder / "compact.safetensors")
     tests: list[float | None] = [None, None]
     try:
-        tests = [
-            float(evaluate_test(recipe, path)["accuracy"]) for path in (dense.path, folder / "compact.safetensors")
-        ]
+        tests = [float(evaluate_test(recipe, path)["accuracy"]) for path in (dense.path, folder / shipped(metrics))]
     except NoTestSplit as error:
         say(f"no test figures: {error}")
+    ablation = without_teacher(recipe, folder / "compact.safetensors", output / ABLATION, dense, say)
     only = Candidate(ONLY, 0, "SUCCEEDED", metrics["accuracy"], metrics["macs"], metrics["default"], changes)
     command = " ".join(["nni-plugins compress", str(path), *(f"--set {key}={value}" for key, value in changes.items())])
     findings = Findings(
@@ -94,5 +103,7 @@ def compress_recipe(
         environment=environment(),
         commands=[command],
         recipe=(folder / "recipe.yml").read_text(encoding="utf-8"),
+        stages=stages(dense, metrics),
+        ablation=ablation,
     )
     return findings, write(findings, output, folder)

@@ -131,6 +131,10 @@ class Findings:
         The winner's recipe, as YAML.
     experiment
         NNI's id and folder.
+    stages
+        The metric on validation after each step that changes it (``compact``, ``quantised``), where there are several.
+    ablation
+        The test metric ``with_teacher`` and ``alone``, in float, where there was a teacher.
     """
 
     title: str
@@ -150,6 +154,16 @@ class Findings:
     commands: Sequence[str] = ()
     recipe: str = ""
     experiment: dict[str, str] = field(default_factory=dict)
+    stages: dict[str, float] = field(default_factory=dict)
+    ablation: dict[str, float] | None = None
+
+    @property
+    def realised(self) -> float | None:
+        """The share of the MACs saved that is saved in time too: (1 − time ratio) / (1 − MACs ratio)."""
+        before, after = self.dense.latency_ms, self.compact.latency_ms
+        if not before or not after or self.compact.macs >= self.dense.macs:
+            return None
+        return (1 - after / before) / (1 - self.compact.macs / self.dense.macs)
 
     def front(self) -> list[Candidate]:
         """The trials that no other one is at least as good as in metric, MACs and latency, and better in one.
