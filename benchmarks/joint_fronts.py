@@ -1,6 +1,6 @@
 """Pruning and architecture search together, against each alone, at equal total time of their trials, on digits.
 
-    python -m benchmarks.joint_fronts --seconds 300 --output benchmarks/results/joint_fronts.json --plot docs/images/joint_fronts.png
+    python -m benchmarks.joint_fronts --seconds 300 --plot docs/images/joint_fronts.png
 
 Three arms search the space of ``experiments/digits_nas`` for accuracy on validation and for few MACs:
 
