@@ -36,3 +36,25 @@ def test_a_result_that_comes_too_early_waits() -> None:
     dispatcher.handle_request_trial_jobs(1)
     dispatcher.handle_report_metric_data({**final, "parameter_id": 906, "value": "0.25"})
     assert tuner.heard[1:] == [(906, 0.25)]
+
+
+def test_the_dispatcher_of_tuners_hears_of_earlier_trials() -> None:
+    """What a NAS listener passes over must reach a tuner: without it, a resumed search loses trials and repeats ids."""
+    from nni.runtime.tuner_command_channel.channel import TunerCommandChannel
+    from nni.runtime.tuner_command_channel.command_type import CommandType
+
+    class Connection:
+        def __init__(self) -> None:
+            wanted = (CommandType.ImportData, CommandType.AddCustomizedTrialJob, CommandType.Ping)
+            self.commands = [{"type": command.value, "content": "[]"} for command in wanted]
+
+        def receive(self) -> Any:
+            return self.commands.pop(0) if self.commands else None
+
+    channel = TunerCommandChannel.__new__(TunerCommandChannel)
+    channel._channel = Connection()
+    assert [channel._receive()[0] for _ in range(3)] == [
+        CommandType.ImportData,
+        CommandType.AddCustomizedTrialJob,
+        CommandType.Ping,
+    ]

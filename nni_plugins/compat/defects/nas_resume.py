@@ -40,14 +40,25 @@ def _mend(module: Any) -> None:
     theirs = kind._receive
     passed_over = [getattr(module.CommandType, name) for name in UNKNOWN if hasattr(module.CommandType, name)]
 
+    listener = kind.receive
+
     @functools.wraps(theirs)
-    def receive(self: Any) -> Any:
+    def receive_any(self: Any) -> Any:
         while True:
             command, content = theirs(self)
-            if command not in passed_over:
-                return command, content
+            if command not in passed_over or not self.__dict__.get("_for_nas"):
+                return command, content  # the dispatcher of tuners reads from here too, and needs them
 
-    kind._receive = receive
+    @functools.wraps(listener)
+    def receive(self: Any) -> Any:
+        self._for_nas = True
+        try:
+            return listener(self)
+        finally:
+            self._for_nas = False
+
+    kind._receive = receive_any
+    kind.receive = receive
 
 
 PATCH = Patch(
