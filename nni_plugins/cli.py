@@ -188,6 +188,49 @@ def space(**options: Any) -> None:
 
 
 @commands.command()
+@click.argument("target")
+@click.option("--input", "inputs", multiple=True, metavar="SIZES", help="1x3x224x224 or mask=1x16:int64; repeatable.")
+@click.option("--inputs", "inputs_function", metavar="FUNCTION", help="module:function that returns an input instead.")
+@click.option("--batches", default="1,32", show_default=True, help="Sizes of the batch.")
+@click.option("--runtimes", default="eager,compile,onnx,int8", show_default=True)
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="CPU threads of every runtime.")
+@click.option("--seconds", type=float, default=1.0, show_default=True, help="For each contender at each size.")
+@as_json
+def bench(**options: Any) -> None:
+    """Time dense and compact models, in torch and onnxruntime, in turns in one run.
+
+    TARGET is a folder that a run or compress left (outputs/NAME), or module:function.
+
+    Example: nni-plugins bench outputs/compress-digits --batches 1,8
+    """
+    with one_line_errors():
+        from nni_plugins.report.bench import run
+
+        run(**options)
+
+
+@commands.command()
+@click.argument("target")
+@click.option("--format", "formats", multiple=True, type=click.Choice(["onnx", "pt2", "tensorrt"]), default=("onnx",))
+@click.option("--input", "inputs", multiple=True, metavar="SIZES", help="1x3x224x224 or mask=1x16:int64; repeatable.")
+@click.option("--inputs", "inputs_function", metavar="FUNCTION", help="module:function that returns an input instead.")
+@click.option("--output", type=PATH, help="Folder for the files (default: the target's, or outputs/export).")
+@click.option("--fixed-batch", is_flag=True, help="Fix the size of the batch to the input's.")
+@as_json
+def export(**options: Any) -> None:
+    """Write a compact model as ONNX or .pt2, and check the file against the model.
+
+    TARGET is a folder that a run or compress left (outputs/NAME), or module:function.
+
+    Example: nni-plugins export outputs/compress-digits --format onnx --format pt2
+    """
+    with one_line_errors():
+        from nni_plugins.report.export import run
+
+        run(**options)
+
+
+@commands.command()
 @port_option
 @experiments_folder
 @as_json
