@@ -1,6 +1,6 @@
 """Tuners on a table of 15,625 subnets of one trained net: equal trials, 20 seeds, each through NNI's own interface.
 
-    python benchmarks/tabulated.py [--seeds 20] [--trials 100] [--results FILE]
+    python benchmarks/tabulated.py [--seeds 20] [--trials 60] [--double-trials 120] [--results FILE]
     python benchmarks/tabulated.py --docs docs/search-tuners.md
 
 One objective: validation accuracy at half the dense net's MACs, by the recipe's objective (what is over the budget is
@@ -38,6 +38,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "tabulated.json"
 BOTH = [{"name": "accuracy", "direction": "maximize"}, {"name": "share", "direction": "minimize"}]
 SINGLE = (
     *("OptunaTuner TPE, recipe", "OptunaTuner TPE", "OptunaTuner NSGA-II, recipe", "OptunaTuner NSGA-II"),
+    "OptunaTuner random, recipe",
     *("AMCTuner", "LeGRTuner", "NNI TPE", "NNI Evolution", "NNI Random"),
 )
 DOUBLE = ("OptunaTuner TPE", "OptunaTuner NSGA-II", "OptunaTuner NSGA-III", "NNI TPE", "NNI Evolution", "NNI Random")
@@ -52,20 +53,21 @@ def make(name: str, seed: int, table: Table, objectives: list[dict[str, str]] | 
     space = table.ratios()
     constraints: Any = [] if objectives else None  # two objectives: there is no bound
     if name.startswith("OptunaTuner"):
-        sampler = {"TPE": "tpe", "NSGA-II": "nsga2", "NSGA-III": "nsga3", "GP": "gp"}[name.split()[1].strip(",")]
+        samplers = {"TPE": "tpe", "NSGA-II": "nsga2", "NSGA-III": "nsga3", "GP": "gp", "random": "random"}
+        sampler = samplers[name.split()[1].strip(",")]
         own = surroundings if name.endswith("recipe") else None
         tuner: Any = OptunaTuner(sampler, objectives=objectives, constraints=constraints, seed=seed, environment=own)
     elif name == "AMCTuner":
-        tuner = AMCTuner(environment=surroundings, warmup=30, seed=seed)
+        tuner = AMCTuner(environment=surroundings, warmup=20, seed=seed)
     elif name == "LeGRTuner":
-        tuner, space = LeGRTuner(population_size=30, tournament_size=8, seed=seed), table.affine()
+        tuner, space = LeGRTuner(population_size=20, tournament_size=8, seed=seed), table.affine()
     elif name == "NNI TPE":
         tuner = TpeTuner("maximize", seed=seed)
     elif name == "NNI Random":
         tuner = RandomTuner(seed=seed)
     else:
         random.seed(seed)
-        tuner = EvolutionTuner("maximize", population_size=32)
+        tuner = EvolutionTuner("maximize", population_size=20)
     if name == "NNI Evolution":
         state = np.random.RandomState(seed)
         original, np.random.RandomState = np.random.RandomState, lambda: state  # type: ignore[assignment,misc]
@@ -105,30 +107,40 @@ def interval(values: list[float]) -> tuple[float, float]:
     return float(np.mean(values)), float(student.ppf(0.975, len(values) - 1)) * spread
 
 
-def compare(seeds: int, trials: int, single: list[str], double: list[str]) -> dict[str, Any]:
-    """Every tuner, every seed."""
+def compare(
+    seeds: int, trials: tuple[int, int], single: list[str], double: list[str], keep: Callable[[dict[str, Any]], Any]
+) -> dict[str, Any]:
+    """Every tuner, every seed; `keep` is called after each tuner."""
     table = Table()
     surroundings = table.environment(list(table.ratios()))
-    found: dict[str, Any] = {"seeds": seeds, "trials": trials, "single": {}, "double": {}}
+    found: dict[str, Any] = {
+        "seeds": seeds,
+        "trials": trials[0],
+        "double_trials": trials[1],
+        "single": {},
+        "double": {},
+    }
+    found["optimum"] = float(table.reward.max())
+    found["front"] = hypervolume(np.stack([table.accuracy.ravel(), table.share.ravel()], axis=1))
     for name in single:
         best, test, seconds = [], [], time.process_time()
         for seed in range(seeds):
-            asked = drive(make(name, seed, table, None, surroundings), table.report, trials)
+            asked = drive(make(name, seed, table, None, surroundings), table.report, trials[0])
             at = max((table.levels(parameters) for parameters in asked), key=lambda one: table.reward[one])
             best.append(float(table.reward[at]))
             test.append(float(table.test[at]))
         found["single"][name] = {"best": best, "test": test, "seconds": time.process_time() - seconds}
         print(name, interval(best), interval(test), f"{time.process_time() - seconds:.1f} s", flush=True)
+        keep(found)
     for name in double:
         areas, seconds = [], time.process_time()
         for seed in range(seeds):
-            asked = drive(make(name, seed, table, BOTH, surroundings), scalarised(table), trials)
+            asked = drive(make(name, seed, table, BOTH, surroundings), scalarised(table), trials[1])
             levels = [table.levels(parameters) for parameters in asked]
             areas.append(hypervolume(np.array([(table.accuracy[one], table.share[one]) for one in levels])))
         found["double"][name] = {"hypervolume": areas, "seconds": time.process_time() - seconds}
         print(name, interval(areas), f"{time.process_time() - seconds:.1f} s", flush=True)
-    found["optimum"] = float(table.reward.max())
-    found["front"] = hypervolume(np.stack([table.accuracy.ravel(), table.share.ravel()], axis=1))
+        keep(found)
     return found
 
 
@@ -178,15 +190,17 @@ def page(found: dict[str, Any]) -> str:
 
     where = ", ".join(f"{key} {value}" for key, value in found["environment"].items())
     lines = [
-        f"Means over {found['seeds']} seeds with 95% intervals, {found['trials']} trials each. {where}.",
+        f"Means over {found['seeds']} seeds with 95% intervals. {where}.",
         "",
-        f"**One objective**: validation accuracy at half the MACs; the best of all subnets has {found['optimum']:.4f}.",
+        f"**One objective**, {found['trials']} trials: validation accuracy at half the MACs. The best of all subnets "
+        f"has {found['optimum']:.4f}.",
         "",
         "| tuner | best reward | its test accuracy |",
         "|---|---|---|",
         *(row(name, one["best"], one["test"]) for name, one in ranked(found["single"], "best")),
         "",
-        f"**Two objectives**: hypervolume of accuracy and MACs left; that of all subnets is {found['front']:.4f}.",
+        f"**Two objectives**, {found['double_trials']} trials: hypervolume of accuracy and MACs left. That of all "
+        f"subnets is {found['front']:.4f}.",
         "",
         "| tuner | hypervolume |",
         "|---|---|",
@@ -204,7 +218,8 @@ def page(found: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--trials", type=int, default=100)
+    parser.add_argument("--trials", type=int, default=60)
+    parser.add_argument("--double-trials", type=int, default=120)
     parser.add_argument("--single", nargs="*", default=list(SINGLE))
     parser.add_argument("--double", nargs="*", default=list(DOUBLE))
     parser.add_argument("--cost", nargs="*", default=[*SINGLE[:2], "OptunaTuner GP", *SINGLE[2:]])
@@ -221,11 +236,16 @@ def main() -> None:
         text = f"{before}{BEGIN}\n{page(found)}\n{END}{rest.split(END)[1]}"
         options.docs.write_text(text, encoding="utf-8")
         return
+
+    def keep(what: dict[str, Any]) -> None:
+        options.results.write_text(json.dumps(what, indent=1) + "\n", encoding="utf-8")
+
+    trials = (options.trials, options.double_trials)
     if options.single or options.double:
-        found.update(compare(options.seeds, options.trials, options.single, options.double))
+        found.update(compare(options.seeds, trials, options.single, options.double, keep))
     found.setdefault("cost", {}).update(costs(options.cost))
     found["environment"] = environment()
-    options.results.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    keep(found)
 
 
 if __name__ == "__main__":
