@@ -110,6 +110,7 @@ def load_config(
         config.validate()
         _check_space(config)
         _check_recipe(config, path)
+        _check_tuner(config, path)
     except ExperimentError:
         raise
     except Exception as error:  # NNI raises whatever comes: AttributeError, AssertionError, TypeError, ValueError
@@ -150,6 +151,22 @@ def _check_recipe(config: Any, path: Path) -> None:
             check_against(check_space(config.search_space, source), loaded, source)
     except (RecipeError, SearchError) as error:
         raise ExperimentError(f"{path}: {error}") from None
+
+
+def _check_tuner(config: Any, path: Path) -> None:
+    """Check the arguments of a tuner of ours: NNI would start it, fail, and say that it did not connect."""
+    from nni_plugins.search.errors import SearchError
+    from nni_plugins.search.registration import check_tuner
+
+    tuner = config.tuner
+    if tuner is None:
+        return
+    try:
+        check_tuner(
+            getattr(tuner, "name", None), getattr(tuner, "class_name", None), getattr(tuner, "class_args", None)
+        )  # fmt: skip
+    except SearchError as error:
+        raise ExperimentError(f"{path}: tuner: {error}") from None
 
 
 def recipe_of(command: str | None, folder: str | Path | None) -> Path | None:

@@ -115,6 +115,35 @@ def test_an_experiment_whose_space_does_not_fit_does_not_start(tmp_path):
         load_config(config)
 
 
+@pytest.mark.parametrize(
+    ("tuner", "says"),
+    [
+        ("{className: nni_plugins.search.OptunaTuner, codeDirectory: ., classArgs: {sampler: tpee}}", "tpee"),
+        ("{className: nni_plugins.search.AMCTuner, codeDirectory: ., classArgs: {recipe: recipe.yml, noise: -1}}", "noise"),
+        (
+            "{className: nni_plugins.search.LeGRTuner, codeDirectory: ., classArgs: {populaton_size: 3}}",
+            "populaton_size",
+        ),
+    ],
+)
+def test_a_wrong_argument_of_our_tuners_does_not_start(tmp_path, tuner, says):
+    (tmp_path / "recipe.yml").write_text((ROOT / "experiments" / "digits" / "recipe.yml").read_text())
+    text = (ROOT / "experiments" / "digits" / "config.yml").read_text()
+    text = text.replace("../../search_spaces", str(ROOT / "search_spaces"))
+    head, _, tail = text.partition("tuner:\n")
+    text = f"{head}tuner: {tuner}\n{tail[tail.index('trainingService') :]}"
+    (tmp_path / "config.yml").write_text(text)
+    with pytest.raises(ExperimentError, match=says) as error:
+        load_config(tmp_path / "config.yml")
+    assert "\n" not in str(error.value)
+
+
+def test_every_shipped_experiment_is_accepted():
+    for path in sorted((ROOT / "experiments").glob("*/config.yml")):
+        if "nas:" not in path.read_text():
+            load_config(path)
+
+
 def test_the_recipe_of_a_command():
     assert recipe_of("python -m nni_plugins.trial recipe.yml", "/a") == Path("/a/recipe.yml")
     assert recipe_of("cd b && /usr/bin/python -m nni_plugins.trial ../r.yml", "/a") == Path("/a/../r.yml")
