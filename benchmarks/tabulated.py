@@ -19,6 +19,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -244,7 +245,7 @@ def main() -> None:
     if options.single or options.double:
         found.update(compare(options.seeds, trials, options.single, options.double, keep))
     found.setdefault("cost", {}).update(costs(options.cost))
-    found["environment"] = environment()
+    found["environment"] = {**environment(), "optuna": version("optuna")}
     keep(found)
 
 
