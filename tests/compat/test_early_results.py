@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 import nni_plugins  # noqa: F401  (arms the patches)
 
 
-def test_a_result_that_comes_too_early_waits() -> None:
+def test_a_result_that_comes_too_early_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     import nni.runtime.msg_dispatcher as theirs
     from nni.tuner import Tuner
 
@@ -31,9 +33,14 @@ def test_a_result_that_comes_too_early_waits() -> None:
     final = {"type": "FINAL", "sequence": 0, "trial_job_id": "abc"}
     dispatcher.handle_report_metric_data({**final, "parameter_id": 905, "value": "0.5"})
     assert tuner.heard == []
+    monkeypatch.setattr(theirs, "dispatcher_env_vars", theirs.dispatcher_env_vars._replace(NNI_MODE="resume"))
+    sent: list[Any] = []
+    dispatcher.send = lambda *item: sent.append(item)
+    dispatcher.handle_request_trial_jobs(1)  # in the place of the one that has ended
+    assert sent == []
     dispatcher.handle_add_customized_trial([{"parameter_id": 905, "parameters": {"x": 1}}])
     assert tuner.heard == [{"parameter": {"x": 1}, "value": 0.5}]
-    dispatcher.handle_request_trial_jobs(1)
+    assert len(sent) == 1  # under an id that no trial of before has
     dispatcher.handle_report_metric_data({**final, "parameter_id": 906, "value": "0.25"})
     assert tuner.heard[1:] == [(906, 0.25)]
 

@@ -1,9 +1,9 @@
-"""After a resume, the result of a trial that ends before the tuner is ready never reaches the tuner.
+"""After a resume, a trial that ends before the tuner is ready is lost to the tuner, or ends it.
 
-NNI's manager starts trials that were cut off again as soon as it is resumed, while the tuner still imports. A result
-that comes before the manager has told the dispatcher of these trials belongs to an unknown parameter id, and is
-dropped with a warning; the manager counts the trial, and the tuner never hears of it. Here it waits until the trials
-are known.
+NNI's manager starts trials that were cut off again as soon as it is resumed, while the tuner still imports. When one of
+them ends before the manager has told the dispatcher of these trials, its result belongs to an unknown parameter id,
+and is dropped with a warning; and the trial that the manager asks for in its place gets an id that is taken, at whose
+result the dispatcher dies of a ``KeyError``. Here both wait until the trials are known.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ def _defect(module: Any) -> bool:
 def _mend(module: Any) -> None:
     dispatcher = module.MsgDispatcher
     handle, recover = dispatcher._handle_final_metric_data, dispatcher.handle_add_customized_trial
+    request = dispatcher.handle_request_trial_jobs
 
     @functools.wraps(handle)
     def handle_final(self: Any, data: Any) -> None:
@@ -43,7 +44,19 @@ def _mend(module: Any) -> None:
             if number in self.recovered_trial_params:
                 self.tuner.import_data([{"parameter": self.get_previous_param(number), "value": value}])
 
+        waiting = self.__dict__.pop("_early_requests", 0)
+        if waiting:
+            request(self, waiting)
+
+    @functools.wraps(request)
+    def handle_request(self: Any, data: int) -> None:
+        if module.dispatcher_env_vars.NNI_MODE == "resume" and self.recovered_max_param_id < 0:
+            self._early_requests = self.__dict__.get("_early_requests", 0) + data
+            return
+        request(self, data)
+
     setattr(handle_final, MARK, True)
+    dispatcher.handle_request_trial_jobs = handle_request
     dispatcher._handle_final_metric_data = handle_final
     dispatcher.handle_add_customized_trial = handle_customized
 
