@@ -103,7 +103,7 @@ def volume(entries: list[dict[str, Any]], most: float, key: str = "accuracy", le
         left = float(np.clip(np.log(entry["macs"]), low, edge))
         area += (edge - left) * max(0.0, entry["accuracy"] - least)
         edge = left
-    return area / ((1 - least) * np.log(100))
+    return float(area / ((1 - least) * np.log(100)))
 
 
 def run_arm(
