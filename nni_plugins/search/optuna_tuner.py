@@ -28,7 +28,7 @@ from nni_plugins.search.places import experiment_folder, trial_code_directory
 _logger = logging.getLogger(__name__)
 
 PARETO = "pareto.json"
-WINDOW, RECENT, BEST = 600, 300, 100
+WINDOW, RECENT, BEST = 400, 200, 100
 """TPE looks at so many finished trials at most; then the best and the latest of them stay (old ones count little)."""
 DRAWS = 1000  # for a point that has not been tried
 ATTEMPTS = 2
