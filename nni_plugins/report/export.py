@@ -67,5 +67,5 @@ def run(
             click.echo(f"TensorRT takes it by its documented rules (not run: there is no GPU here): {item['command']}")
             continue
         batch = "any batch size" if item["dynamic_batch"] else item["note"] or "a fixed batch size"
-        error = f"{item['relative_error']:.1e} of the output's size"
-        click.echo(f"{item['path']}: {size(item['bytes'])}, {batch}, off from the model by {error}")
+        off = f"{item['relative_error']:.1e} of the output's size"
+        click.echo(f"{item['path']}: {size(item['bytes'])}, {batch}, off from the model by {off}")

@@ -119,7 +119,10 @@ def test_an_experiment_whose_space_does_not_fit_does_not_start(tmp_path):
     ("tuner", "says"),
     [
         ("{className: nni_plugins.search.OptunaTuner, codeDirectory: ., classArgs: {sampler: tpee}}", "tpee"),
-        ("{className: nni_plugins.search.AMCTuner, codeDirectory: ., classArgs: {recipe: recipe.yml, noise: -1}}", "noise"),
+        (
+            "{className: nni_plugins.search.AMCTuner, codeDirectory: ., classArgs: {recipe: recipe.yml, noise: -1}}",
+            "noise",
+        ),
         (
             "{className: nni_plugins.search.LeGRTuner, codeDirectory: ., classArgs: {populaton_size: 3}}",
             "populaton_size",
