@@ -30,6 +30,7 @@ trainingService: {platform: local}
 def write(folder: Path, text: str) -> Path:
     path = folder / "config.yml"
     path.write_text(text, encoding="utf-8")
+    (folder / "recipe.yml").write_text("", encoding="utf-8")  # all fields have defaults
     return path
 
 
@@ -126,5 +127,14 @@ def test_what_would_kill_the_tuner_is_refused_before_the_start(
 
 
 def test_choices_of_lists_and_null_are_accepted(tmp_path: Path) -> None:
-    space = "_type: choice, _value: [null, [0.1, 0.5]]"
-    assert load_config(write(tmp_path, CONFIG.replace("_type: uniform, _value: [0.1, 0.5]", space))).search_space
+    space = "{train.milestones: {_type: choice, _value: [[0.5], [0.1, 0.5]]}, data.limit: {_type: choice, _value: [null, 9]}}"
+    old = "{prune.sparsity: {_type: uniform, _value: [0.1, 0.5]}}"
+    assert old in CONFIG
+    assert load_config(write(tmp_path, CONFIG.replace(old, space))).search_space
+
+
+def test_a_recipe_that_is_not_there_is_said_before_the_start(tmp_path: Path) -> None:
+    path = write(tmp_path, CONFIG)
+    (tmp_path / "recipe.yml").unlink()
+    with pytest.raises(ExperimentError, match=r"recipe\.yml cannot be read"):
+        load_config(path)
