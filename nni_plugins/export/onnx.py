@@ -202,7 +202,7 @@ def _export(
         if grids:
             from nni_plugins.export.qdq import insert
 
-            insert(proto, grids)
+            insert(proto, grids, {name: model.get_submodule(name) for name in grids})
         _strip(proto)
         said = {METADATA: json.dumps(metadata or {}, default=str, separators=(",", ":"))}
         onnx.helper.set_model_props(proto, said)

@@ -7,6 +7,7 @@ what a residual addition reads. Biases stay in float.
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,104 +17,153 @@ from nni_plugins.export.errors import ExportError
 
 LAYERS = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1}
 """Operators that hold a weight, and which of their inputs it is."""
+SCOPES = "pkg.torch.onnx.name_scopes"
+"""Where torch's exporter notes the modules of an operator."""
 
 
-def insert(proto: Any, grids: Mapping[str, Mapping[str, Any]]) -> None:
+def insert(proto: Any, grids: Mapping[str, Mapping[str, Any]], layers: Mapping[str, Any]) -> None:
     """Put quantisation into a model, in place.
 
     Parameters
     ----------
     proto
-        An ONNX model whose initialisers have the names of the parameters.
+        An ONNX model.
     grids
         By module, its grids: ``weight`` and ``input``, and ``output`` where there is one.
+    layers
+        By module, the layer with its ``weight`` and ``bias``: exporters transpose and rename what they store.
 
     Raises
     ------
     ExportError
-        A layer's weight is not in the graph under its name.
+        No operator of the graph reads a layer's weight.
     """
     from onnx import helper, numpy_helper
 
     graph = proto.graph
     stored = {item.name: item for item in graph.initializer}
-    readers: dict[str, list[Any]] = {}
-    for node in graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
-    made: dict[tuple[str, float, int], str] = {}
-    before: dict[int, list[Any]] = {}
+    made: dict[Any, str] = {}
+    first: list[Any] = []  # reads of weights
     after: dict[int, list[Any]] = {}
-    position = {id(node): index for index, node in enumerate(graph.node)}
+    position = {name: index for index, node in enumerate(graph.node) for name in node.output}
+    found = _found(proto, grids, layers)
 
     def constant(name: str, values: np.ndarray) -> str:
         graph.initializer.append(numpy_helper.from_array(values, name))
         return name
 
-    def pair(tensor: str, grid: Any, key: str) -> tuple[list[Any], str]:
+    def pair(tensor: str, grid: Any, key: str, rounded: str) -> list[Any]:
         scale = constant(f"{key}.scale", np.float32(grid.scale.item()).reshape(()))
         kind = np.int8 if grid.low < 0 else np.uint8
         zero = constant(f"{key}.zero_point", kind(int(grid.zero.item())).reshape(()))
-        nodes = [
+        return [
             helper.make_node("QuantizeLinear", [tensor, scale, zero], [f"{key}.quantized"], f"{key}.quantize"),
-            helper.make_node("DequantizeLinear", [f"{key}.quantized", scale, zero], [f"{key}.rounded"], f"{key}.back"),
+            helper.make_node("DequantizeLinear", [f"{key}.quantized", scale, zero], [rounded], f"{key}.back"),
         ]
-        return nodes, f"{key}.rounded"
 
-    for module, kinds in grids.items():
-        name = f"{module}.weight" if module else "weight"
-        node, slot, transposed = _layer(name, stored, readers)
-        grid = kinds["weight"]
-        axis = grid.axis
-        values = numpy_helper.to_array(stored[name if name in stored else node.input[slot]])
-        if transposed and axis is not None:
-            axis = values.ndim - 1 - axis
-        integers = _integers(values, grid, axis)
-        graph.initializer.remove(stored[node.input[slot]])
-        shape = () if axis is None else (-1,)
-        scale = constant(f"{name}.scale", grid.scale.numpy().astype(np.float32).reshape(shape))
-        zero = constant(f"{name}.zero_point", np.zeros(grid.scale.numel(), np.int8).reshape(shape))
-        constant(f"{name}.int8", integers)
-        extra = {} if axis is None else {"axis": axis}
-        read = helper.make_node(
-            "DequantizeLinear", [f"{name}.int8", scale, zero], [f"{name}.rounded"], f"{name}.dequantize", **extra
-        )
-        before.setdefault(position[id(node)], []).append(read)
-        node.input[slot] = f"{name}.rounded"
-        source = node.input[0]
-        found = (source, float(kinds["input"].scale.item()), int(kinds["input"].zero.item()))
-        if found not in made:
-            nodes, made[found] = pair(source, kinds["input"], f"{module}.input")
-            before.setdefault(position[id(node)], []).extend(nodes)
-        node.input[0] = made[found]
-        if "output" in kinds:
-            plain = node.output[0]
-            users = list(readers.get(plain, []))
-            nodes, rounded = pair(plain, kinds["output"], f"{module}.output")
-            after.setdefault(position[id(node)], []).extend(nodes)
-            for user in users:
-                for index, read_name in enumerate(user.input):
-                    if read_name == plain:
-                        user.input[index] = rounded
-    ordered = []
+    def weight(name: str, item: str, transposed: bool, grid: Any) -> str:
+        same = (item, transposed, grid.low, grid.high, grid.scale.numpy().tobytes())
+        if same not in made:
+            values = numpy_helper.to_array(stored[item])
+            axis = values.ndim - 1 - grid.axis if transposed and grid.axis is not None else grid.axis
+            shape = () if axis is None else (-1,)
+            inputs = [
+                constant(f"{name}.int8", _integers(values, grid, axis)),
+                constant(f"{name}.scale", grid.scale.numpy().astype(np.float32).reshape(shape)),
+                constant(f"{name}.zero_point", np.zeros(grid.scale.numel(), np.int8).reshape(shape)),
+            ]
+            extra = {} if axis is None else {"axis": axis}
+            made[same] = f"{name}.rounded"
+            first.append(helper.make_node("DequantizeLinear", inputs, [made[same]], f"{name}.dequantize", **extra))
+        return made[same]
+
+    for module, nodes in found.items():  # before inputs, which read what is rounded here
+        for index, (node, _) in enumerate(nodes if "output" in grids[module] else []):
+            key = _key(module, "output", index)
+            last = _with_bias(graph, node, layers[module], stored)
+            plain = last.output[0]
+            last.output[0] = f"{plain}.float"  # whoever reads it, the graph's output too, reads what is rounded
+            after.setdefault(position[plain], []).extend(pair(last.output[0], grids[module]["output"], key, plain))
+    for module, nodes in found.items():
+        for index, (node, transposed) in enumerate(nodes):
+            slot, grid = LAYERS[node.op_type], grids[module]["input"]
+            node.input[slot] = weight(
+                _key(module, "weight", index), node.input[slot], transposed, grids[module]["weight"]
+            )
+            source = node.input[0]
+            same = (source, float(grid.scale.item()), int(grid.zero.item()), grid.low, grid.high)
+            if same not in made:
+                key = _key(module, "input", index)
+                made[same] = f"{key}.rounded"
+                after.setdefault(position.get(source, -1), []).extend(pair(source, grid, key, made[same]))
+            node.input[0] = made[same]
+    ordered = [*first, *after.get(-1, [])]
     for index, node in enumerate(graph.node):
-        ordered += [*before.get(index, []), node, *after.get(index, [])]
+        ordered += [node, *after.get(index, [])]
+    read = {name for node in ordered for name in node.input} | {item.name for item in graph.output}
+    for name, item in stored.items():
+        if name not in read:
+            graph.initializer.remove(item)
     del graph.node[:]
     graph.node.extend(ordered)
 
 
-def _layer(name: str, stored: Mapping[str, Any], readers: Mapping[str, list[Any]]) -> tuple[Any, int, bool]:
-    """The node that reads a weight, at which of its inputs, and whether it reads it transposed."""
-    for candidate in (name, f"{name}_t", f"{name}.T"):
-        for node in readers.get(candidate, []):
-            slot = LAYERS.get(node.op_type)
-            if slot is not None and node.input[slot] == candidate and candidate in stored:
-                plain = node.op_type == "MatMul" or _attribute(node, "transB") == 0
-                return node, slot, node.op_type == "MatMul" or (node.op_type == "Gemm" and plain)
-    raise ExportError(
-        f"{name} is not read by a convolution or matrix product of the ONNX graph under its own name, so that its "
-        "scales cannot be put there; name its module in quantize.exclude"
-    )
+def _key(module: str, what: str, index: int) -> str:
+    return (f"{module}." if module else "") + what + (f".{index}" if index else "")
+
+
+def _found(
+    proto: Any, grids: Mapping[str, Mapping[str, Any]], layers: Mapping[str, Any]
+) -> dict[str, list[tuple[Any, bool]]]:
+    """The operators that compute each module, one for each call, and whether they hold its weight transposed."""
+    from onnx import numpy_helper
+
+    stored = {item.name: numpy_helper.to_array(item) for item in proto.graph.initializer}
+    nodes = [node for node in proto.graph.node if node.op_type in LAYERS and node.input[LAYERS[node.op_type]] in stored]
+    found: dict[str, list[tuple[Any, bool]]] = {}
+    claimed: set[int] = set()
+    for module in grids:
+        name, values = _key(module, "weight", 0), layers[module].weight.detach().cpu().numpy()
+        fitting = []
+        for node in nodes:
+            transposed = node.op_type == "MatMul" or (node.op_type == "Gemm" and _attribute(node, "transB") == 0)
+            held = stored[node.input[LAYERS[node.op_type]]]
+            if np.array_equal(held.T if transposed else held, values):
+                fitting.append((node, transposed))
+        within = [item for item in fitting if module in _scopes(item[0])]
+        named = [item for item in fitting if item[0].input[LAYERS[item[0].op_type]] == name]
+        found[module] = within or named or [item for item in fitting if id(item[0]) not in claimed]
+        claimed.update(id(node) for node, _ in found[module])
+        if not found[module]:
+            raise ExportError(
+                f"{name} is not read by a convolution or matrix product of the ONNX graph, so that its scales cannot "
+                "be put there; name its module in quantize.exclude"
+            )
+    return found
+
+
+def _scopes(node: Any) -> list[str]:
+    """The modules that an operator stands in, as far as the exporter noted them."""
+    noted = next((item.value for item in node.metadata_props if item.key == SCOPES), "[]")
+    try:
+        return list(ast.literal_eval(noted))[:-1]  # the last is the operator's own
+    except (ValueError, SyntaxError):
+        return []
+
+
+def _with_bias(graph: Any, node: Any, layer: Any, stored: Mapping[str, Any]) -> Any:
+    """The operator that returns what the layer does: the addition of its bias, where that stands apart."""
+    from onnx import numpy_helper
+
+    if node.op_type != "MatMul" or layer.bias is None:
+        return node
+    bias = layer.bias.detach().cpu().numpy()
+    for user in graph.node:
+        if user.op_type == "Add" and node.output[0] in user.input:
+            others = [name for name in user.input if name in stored]
+            if others and np.array_equal(numpy_helper.to_array(stored[others[0]]), bias):
+                return user
+    return node
 
 
 def _attribute(node: Any, name: str) -> int:

@@ -50,6 +50,10 @@ LOGITS: dict[str, Callable[[Tensor, Tensor, Tensor, Any], Tensor]] = {"kd": kd, 
 """Losses of outputs ``[batch, classes]``, by name: of student, teacher, classes, and the recipe's settings."""
 
 
+CHANNELS_LAST = (nn.Linear, nn.LayerNorm, nn.Embedding, nn.MultiheadAttention)
+"""Modules whose channels are the last dimension of what they return; those of convolutions and norms are the second."""
+
+
 class Distillation:
     """The training step of a recipe with a teacher beside it.
 
@@ -123,12 +127,12 @@ class Distillation:
 
     def _feature_loss(self, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> Tensor:
         """Mean over layers of the squared difference on the channels that are kept, in shares of the teacher's size."""
-        parts = []
+        parts, modules = [], dict(self.teacher.named_modules())
         for name in self.layers:
             if name not in ours or name not in theirs:
                 continue
             student, teacher = ours[name], theirs[name]
-            dim = 1 if teacher.dim() in (2, 4, 5) or name not in self.channels else teacher.dim() - 1
+            dim = teacher.dim() - 1 if isinstance(modules.get(name), CHANNELS_LAST) else 1
             kept = self.channels.get(name)
             if kept is not None:
                 kept = kept.to(teacher.device)
@@ -148,11 +152,16 @@ class Distillation:
 
 def kept_channels(plan: Plan) -> dict[str, Tensor]:
     """Return, by module, the kept indices of its output's channels, where it loses some: the teacher's adapter."""
+    made = {  # dimension 1 of a transposed convolution
+        member.name: member.dim
+        for group in plan.graph.groups
+        for member in group.members
+        if member.parameter == "weight" and member.role in ("out", "scale")
+    }
     found = {}
     for name, dims in plan.slices().items():
-        module, _, parameter = name.rpartition(".")
-        if parameter == "weight" and 0 in dims:
-            found[module] = torch.as_tensor(dims[0])
+        if made.get(name) in dims:
+            found[name.rpartition(".")[0]] = torch.as_tensor(dims[made[name]])
     return found
 
 

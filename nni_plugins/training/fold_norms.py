@@ -114,9 +114,14 @@ def fold_norms(model: nn.Module, inputs: Any, tolerance: float = 1e-4) -> list[s
             continue
         if len(readers.of(tensor)) != 1 or layer.weight in shared or (layer.bias is not None and layer.bias in shared):
             continue
+        if isinstance(layer, nn.Linear) and tensor.dim() != 2:  # the norm's channels are another dimension
+            continue
         _fold(layer, norm)
-        parent, _, attribute = names[norm].rpartition(".")
-        setattr(model.get_submodule(parent), attribute, nn.Identity().train(norm.training))
+        gone = nn.Identity().train(norm.training)
+        for holder in list(model.modules()):  # under each of its names
+            for attribute, child in list(holder._modules.items()):
+                if child is norm:
+                    setattr(holder, attribute, gone)
         folded.append(names[norm])
     after = _first(apply(model, inputs))
     error = float((after - before).abs().max() / before.abs().max().clamp(min=1e-12))

@@ -116,6 +116,7 @@ def quantize(
     if settings.method == "lsq" and settings.activations == "affine":
         raise RecipeError("quantize.activations: lsq is symmetric; leave it at auto, or take quantize.method: qat")
     model = copy.deepcopy(compact).eval()
+    _keep_to_modules(model)
     example = loop.place(loop.data.example)
     folded = fold_norms(model, example)
     chosen = _layers(model, settings.exclude)
@@ -134,18 +135,31 @@ def quantize(
     return Quantized(model.eval(), grids, folded, zeros)
 
 
+def _keep_to_modules(model: nn.Module) -> None:
+    """Turn off torch's fused transformer layers, which read weights and call none of the layers that hold them."""
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoderLayer):
+            module.activation_relu_or_gelu = 0
+        elif isinstance(module, nn.TransformerEncoder):
+            module.use_nested_tensor = False
+
+
 class _Rounding:
     """A hook that rounds what a module gets, or what it returns."""
 
     def __init__(self, grid: Grid, output: bool) -> None:
         self.grid, self.output = grid, output
 
-    def __call__(self, module: nn.Module, inputs: Any, output: Any = None) -> Any:
-        return self.grid(output) if self.output else (self.grid(inputs[0]), *inputs[1:])
+    def __call__(self, module: nn.Module, inputs: Any, value: Any) -> Any:
+        if self.output:
+            return self.grid(value)
+        if not inputs:  # given by name
+            return inputs, {name: self.grid(item) for name, item in value.items()}
+        return (self.grid(inputs[0]), *inputs[1:]), value
 
 
 def _round_activations(layer: nn.Module, grids: dict[str, Grid]) -> None:
-    layer.register_forward_pre_hook(_Rounding(grids["input"], output=False))
+    layer.register_forward_pre_hook(_Rounding(grids["input"], output=False), with_kwargs=True)
     if "output" in grids:
         layer.register_forward_hook(_Rounding(grids["output"], output=True))
 
@@ -228,7 +242,12 @@ def _calibrate(
 
         evaluator.after_step = put_zeros_back
         model.train()
-        _, calibration = quantizer.compress(*length)
+        try:
+            _, calibration = quantizer.compress(*length)
+        except TypeError:  # NNI unpacks the range of each layer, and some have none
+            _check_ranges(quantizer._target_spaces)
+            raise
+        _check_ranges(quantizer._target_spaces)
         quantizer.unwrap_model()
     except CompressionError:
         raise
@@ -236,6 +255,16 @@ def _calibrate(
         raise CompressionError(f"quantize ({settings.method}): {first_line(error)}") from error
     model.eval()
     return calibration
+
+
+def _check_ranges(spaces: dict[str, dict[str, Any]]) -> None:
+    """Raise where NNI saw nothing of a layer."""
+    for name, targets in spaces.items():
+        for target in targets.values():
+            if target.scale is None or target.zero_point is None:
+                raise CompressionError(
+                    f"quantize: {name} never ran, so that it has no range; name it in quantize.exclude"
+                )
 
 
 def _evaluator(trainer: Loop, batches: int | None) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from nni_plugins.training.data import build_data
@@ -81,6 +82,41 @@ def test_features_are_compared_on_the_channels_that_are_kept(dense):
         assert float(same) == pytest.approx(0, abs=1e-6)
         assert float(step(batch, model.eval()) - loop.training_step(batch, model)) > 0
     assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+class Sequence(nn.Module):
+    """Channels second in three dimensions, last in four, and of a transposed convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv1d(8, 12, 3, padding=1), nn.BatchNorm1d(12)
+        self.up, self.line, self.head = nn.ConvTranspose1d(12, 20, 2, 2), nn.Linear(20, 16), nn.Linear(16, 10)
+
+    def forward(self, x):
+        x = self.up(self.norm(self.conv(x.squeeze(1))).relu()).relu()  # [batch, 20, 16]
+        x = self.line(x.transpose(1, 2).unsqueeze(1)).relu()
+        return self.head(x.mean((1, 2)))
+
+
+def test_features_have_their_channels_where_their_module_has_them():
+    from nni_plugins.channels import ChannelGraph
+
+    recipe = recipe_from_dict(TREE).with_values({"distill.method": "feature"})
+    data = build_data(recipe)
+    loop, model = Loop(recipe, data, "test"), Sequence()
+    graph = ChannelGraph.watch(model, data.example)
+    teacher = Sequence()
+    teacher.load_state_dict(model.state_dict())
+    pruned = prune(recipe, model, loop, graph)
+    for name in ("conv", "norm", "up", "line"):
+        chosen = recipe.with_values({"distill.layers": [name]})
+        step = Distillation(chosen, loop, teacher, pruned.plan)
+        with torch.no_grad():
+            assert float(step(next(iter(data.train)), model)) > 0
+    channels = kept_channels(pruned.plan)
+    assert {name: kept.tolist() for name, kept in channels.items()} == {
+        name: pruned.plan.kept["conv" if name == "norm" else name].tolist() for name in ("conv", "norm", "up", "line")
+    }
 
 
 @pytest.mark.parametrize(

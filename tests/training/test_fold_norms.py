@@ -79,3 +79,28 @@ def test_modes_are_left_alone():
     model = _with_statistics(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Dropout()))
     fold_norms(model, torch.randn(2, 3, 6, 6))
     assert not any(module.training for module in model.modules())
+
+
+def test_a_norm_that_has_two_names_is_folded_under_both():
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.conv = nn.BatchNorm2d(8), nn.Conv2d(3, 8, 3)
+            self.body = nn.Sequential(self.conv, self.norm)
+
+        def forward(self, x):
+            return self.body(x)
+
+    model, x = _with_statistics(Twice()), torch.randn(2, 3, 6, 6)
+    before = model(x)
+    assert fold_norms(model, x) == ["norm"]
+    assert isinstance(model.body[1], nn.Identity)
+    torch.testing.assert_close(model(x), before)
+
+
+@pytest.mark.parametrize("width", [6, 8])
+def test_a_norm_over_another_dimension_than_the_linear_layers_stays(width):
+    model, x = _with_statistics(nn.Sequential(nn.Linear(5, width), nn.BatchNorm1d(8))), torch.randn(2, 8, 5)
+    before = model(x)
+    assert fold_norms(model, x) == []
+    torch.testing.assert_close(model(x), before)

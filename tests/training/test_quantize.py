@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from nni_plugins.training.data import build_data
 from nni_plugins.training.errors import CompressionError, RecipeError
@@ -108,3 +109,50 @@ def test_wrong_settings_are_one_line(trained):
     recipe, _, loop = trained
     with pytest.raises(CompressionError, match="no convolution or linear layer"):
         quantize(recipe, torch.nn.Sequential(torch.nn.Flatten()), loop)
+
+
+class Idle(nn.Module):
+    """A layer that never runs, and one that is called by the name of its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.idle, self.head = nn.Linear(3, 3), nn.Linear(64, 10)
+
+    def forward(self, x):
+        return self.head(input=x.flatten(1))
+
+
+@pytest.mark.parametrize("method", ["ptq", "qat", "lsq"])
+def test_a_layer_that_never_runs_is_said(trained, method):
+    recipe, _, loop = trained
+    changes = {"quantize.method": method, "quantize.epochs": 1}
+    with pytest.raises(CompressionError, match=r"idle never ran, .* name it in quantize\.exclude"):
+        quantize(recipe.with_values(changes), Idle(), loop)
+
+
+def test_an_input_that_is_given_by_name_is_rounded(trained):
+    recipe, _, loop = trained
+    made = quantize(recipe.with_values({"quantize.exclude": ["idle"]}), Idle(), loop)
+    images = torch.rand(2, 1, 8, 8)
+    wanted = made.plain().head(made.grids["head"]["input"](images.flatten(1)))
+    torch.testing.assert_close(made.model(images), wanted)
+
+
+def test_layers_of_a_fused_transformer_run(trained):
+    class Transformer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+            self.body, self.head = nn.TransformerEncoder(layer, 1), nn.Linear(8, 10)
+
+        def forward(self, x):
+            return self.head(self.body(x.squeeze(1)).mean(1))
+
+    recipe, _, loop = trained
+    model = Transformer().eval()
+    made = quantize(recipe, model, loop)
+    assert {"body.layers.0.linear1", "body.layers.0.linear2", "head"} <= set(made.grids)
+    images = torch.rand(4, 1, 8, 8)
+    with torch.no_grad():
+        assert (made.model(images) - made.plain()(images)).abs().max() > 0  # activations are rounded
+        torch.testing.assert_close(made.model(images), model(images), rtol=0.1, atol=0.1)
