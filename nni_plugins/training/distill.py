@@ -215,4 +215,6 @@ def _logits(output: Any, whose: str) -> Tensor:
     if found is None or found.dim() != 2:
         shape = "no tensor" if found is None else list(found.shape)
         raise CompressionError(f"distill: the {whose} returns {shape}; kd and dkd take [batch, classes], feature any")
+    if found.shape[1] == 1:
+        raise CompressionError(f"distill: the {whose} returns one number, whose softmax is always 1; take feature")
     return found

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from nni_plugins.training.data import build_data
 from nni_plugins.training.dense import dense_model
 from nni_plugins.training.distill import Distillation, build_teacher, dkd, kd, kept_channels
-from nni_plugins.training.errors import RecipeError
+from nni_plugins.training.errors import CompressionError, RecipeError
 from nni_plugins.training.loop import Loop
 from nni_plugins.training.pipeline import compress, prepare_dense
 from nni_plugins.training.prune import prune
@@ -133,6 +133,14 @@ def test_wrong_settings_are_one_line(dense, tmp_path, changes, says):
     with pytest.raises(RecipeError, match=says) as error:
         compress(recipe, tmp_path, dense)
     assert "\n" not in str(error.value)
+
+
+def test_a_model_of_one_number_has_no_classes_to_teach():
+    recipe = recipe_from_dict(TREE).with_values({"distill.method": "kd", "train.loss": "mse", "train.metric": "mse"})
+    loop = Loop(recipe, build_data(recipe), "test")
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 1))
+    with pytest.raises(CompressionError, match="one number, whose softmax is always 1; take feature"):
+        Distillation(recipe, loop, model)(next(iter(loop.data.train)), model)
 
 
 def test_another_teacher(dense, tmp_path):
