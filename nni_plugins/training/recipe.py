@@ -376,6 +376,10 @@ def _in_order(recipe: Recipe, source: str) -> Recipe:
     wanted = [name for name, asked in (("quantize", recipe.quantize.method != "none"),) if asked]
     wanted += ["export"] if recipe.export.formats else []
     wanted += ["finetune"] if recipe.distill.method != "none" else []
+    if recipe.rank.lowest >= recipe.rank.highest:
+        raise RecipeError(
+            f"{source}: rank.lowest is {recipe.rank.lowest:g}; it must be below rank.highest, {recipe.rank.highest:g}"
+        )
     try:
         check_order(recipe.steps, wanted)
     except RecipeError as error:

@@ -101,3 +101,5 @@ def check_order(steps: Sequence[str], wanted: Sequence[str] = ()) -> None:
     for name in wanted:
         if name not in steps:
             raise RecipeError(f"steps: {name} is missing ({listed}), and the section {name} asks for it")
+    if {"quantize", "export"} <= set(wanted) and steps.index("export") < steps.index("quantize"):
+        raise RecipeError(f"steps: export comes before quantize ({listed}); the files would not be quantised")

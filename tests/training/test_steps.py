@@ -67,5 +67,17 @@ def test_a_recipe_says_it_in_one_line():
         recipe_from_dict({"steps": ["prune", "speedup"], "export": {"formats": ["onnx"]}})
 
 
+def test_what_would_be_exported_too_early_is_refused_where_both_are_asked_for():
+    steps = ["prune", "speedup", "export", "quantize"]
+    recipe_from_dict({"steps": steps, "export": {"formats": ["onnx"]}})
+    with pytest.raises(RecipeError, match="the files would not be quantised"):
+        recipe_from_dict({"steps": steps, "export": {"formats": ["onnx"]}, "quantize": {"method": "ptq"}})
+
+
+def test_a_range_that_falls_is_refused():
+    with pytest.raises(RecipeError, match=r"rank\.lowest is 0\.9; it must be below rank\.highest, 0\.8"):
+        recipe_from_dict({"rank": {"lowest": 0.9}})
+
+
 def test_every_step_of_the_table_can_be_run():
     assert list(FUNCTIONS) == list(STEPS)
