@@ -2,62 +2,33 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import json
-import logging
+import math
 import os
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves
 
+from nni_plugins.export.agreement import (
+    Exported,
+    free_batch,
+    largest_error,
+    on_cpu,
+    one_line,
+    quiet,
+    split_arguments,
+    with_batch,
+    with_free_batch,
+)
 from nni_plugins.export.errors import ExportError
 
 METADATA = "nni_plugins"
 """The key of the file's metadata that holds what is said about the model, as JSON."""
-BATCHES = (1, 2, 5)
-"""Sizes at which a file with a free batch size is checked."""
-
-
-@dataclass(frozen=True)
-class Exported:
-    """What was written, and how near it is to the model.
-
-    Attributes
-    ----------
-    path
-        The file.
-    inputs, outputs
-        Names, in order.
-    dynamic_batch
-        Whether the size of the batch is free.
-    note
-        Why it is not.
-    max_error, relative_error
-        Largest difference of the outputs in onnxruntime, absolute and in shares of the output's size.
-    bytes
-        Size of the file.
-    """
-
-    path: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    dynamic_batch: bool
-    note: str
-    max_error: float
-    relative_error: float
-    bytes: int
-    metadata: dict[str, Any] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data, for JSON."""
-        return asdict(self) | {"inputs": list(self.inputs), "outputs": list(self.outputs)}
 
 
 def export_onnx(
@@ -106,15 +77,13 @@ def export_onnx(
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     model = copy.deepcopy(model).cpu().eval()
-    dummy_input = tree_map(lambda leaf: leaf.detach().cpu() if isinstance(leaf, Tensor) else leaf, dummy_input)
     held = copy.deepcopy(reference).cpu().eval() if reference is not None else model
-    note = ""
-    if dynamic_batch:
-        try:
-            return _export(model, held, dummy_input, path, True, grids, opset, metadata, tolerance, note)
-        except ExportError as error:
-            note = f"the batch size is fixed: {error}"
-    return _export(model, held, dummy_input, path, False, grids, opset, metadata, tolerance, note)
+    inputs = on_cpu(dummy_input)
+
+    def make(dynamic: bool, note: str) -> Exported:
+        return _export(model, held, inputs, path, dynamic, grids, opset, metadata, tolerance, note)
+
+    return with_free_batch(make, dynamic_batch)
 
 
 def run_onnx(path: str | Path, inputs: Any, threads: int = 1) -> list[Any]:
@@ -137,9 +106,11 @@ def session_of(path: str | Path, threads: int = 1) -> Any:
 
 
 def feed_of(session: Any, inputs: Any) -> dict[str, Any]:
-    """Return what a session is fed: the tensors in nested inputs, by the session's names, in order."""
-    leaves = [leaf.detach().cpu().numpy() for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
+    """Return what a session is fed: named tensors by their names, others in order."""
     names = [item.name for item in session.get_inputs()]
+    if isinstance(inputs, Mapping) and set(inputs) == set(names):
+        return {name: inputs[name].detach().cpu().numpy() for name in names}
+    leaves = [leaf.detach().cpu().numpy() for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
     if len(leaves) != len(names):
         raise ExportError(f"the file takes {len(names)} inputs ({', '.join(names)}), and was given {len(leaves)}")
     return dict(zip(names, leaves, strict=True))
@@ -178,12 +149,8 @@ def _export(
 ) -> Exported:
     import onnx
 
-    sample = with_batch(dummy_input, 2) if dynamic else dummy_input
-    args, kwargs = ((), sample) if isinstance(sample, dict) else (positional(sample), {})
+    args, kwargs = split_arguments(with_batch(dummy_input, 2) if dynamic else dummy_input)
     names = _input_names(model, args, kwargs)
-    shapes: Any = None
-    if dynamic:
-        shapes = free_batch(args, kwargs)
     part = path.with_name(path.name + ".part")
     try:
         with quiet():
@@ -195,7 +162,7 @@ def _export(
                 verbose=False,
                 input_names=names,
                 opset_version=opset,
-                dynamic_shapes=shapes,
+                dynamic_shapes=free_batch(args, kwargs) if dynamic else None,
             )
         assert program is not None
         proto = program.model_proto
@@ -208,8 +175,12 @@ def _export(
         onnx.helper.set_model_props(proto, said)
         onnx.checker.check_model(proto)
         part.write_bytes(proto.SerializeToString())
-        errors = _compare(reference, dummy_input, part, dynamic)
-        if not grids and not errors[1] <= tolerance:
+        session = session_of(part)
+        errors = largest_error(
+            reference, lambda given: session.run(None, feed_of(session, given)), dummy_input, dynamic, path.name
+        )
+        allowed = math.inf if grids else tolerance
+        if not errors[1] <= allowed or math.isinf(errors[0]):
             raise ExportError(
                 f"{path.name} computes something else: it is off by {errors[1]:.2g} of the output's size in "
                 f"onnxruntime, and {tolerance:g} is allowed"
@@ -245,73 +216,6 @@ def _strip(proto: Any) -> None:
         item.doc_string = ""
 
 
-@torch.no_grad()
-def _compare(reference: nn.Module, dummy_input: Any, path: Path, dynamic: bool) -> tuple[float, float]:
-    """Largest difference of the outputs, absolute and in shares of each output's size, over sizes of the batch."""
-    session = session_of(path)
-    worst, relative = 0.0, 0.0
-    for size in BATCHES if dynamic else (None,):
-        inputs = _noise(dummy_input if size is None else with_batch(dummy_input, size))
-        wanted = reference(**inputs) if isinstance(inputs, dict) else reference(*positional(inputs))
-        try:
-            found = session.run(None, feed_of(session, inputs))
-        except ExportError:
-            raise
-        except Exception as error:
-            raise ExportError(f"{path.stem} does not run in onnxruntime at batch {size}: {one_line(error)}") from error
-        leaves = [leaf for leaf in tree_leaves(wanted) if isinstance(leaf, Tensor)]
-        if len(leaves) != len(found):
-            raise ExportError(f"{path.stem} has {len(found)} outputs, and the model {len(leaves)}")
-        for ours, theirs in zip(leaves, found, strict=True):
-            other = torch.as_tensor(theirs)
-            if tuple(other.shape) != tuple(ours.shape):
-                raise ExportError(f"{path.stem} returns {list(other.shape)} at batch {size}, not {list(ours.shape)}")
-            off = float((ours.double() - other.double()).abs().max()) if ours.numel() else 0.0
-            worst = max(worst, off)
-            relative = max(relative, off / max(float(ours.double().abs().max()) if ours.numel() else 0.0, 1e-12))
-    return worst, relative
-
-
-def with_batch(inputs: Any, size: int) -> Any:
-    """Return nested tensors with so many rows: the first ones repeated."""
-
-    def resized(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor) or leaf.dim() == 0:
-            return leaf
-        return leaf[torch.arange(size) % len(leaf)]
-
-    return tree_map(resized, inputs)
-
-
-def _noise(inputs: Any) -> Any:
-    """Floats drawn anew around the given ones, so that an example of zeros hides nothing; whole numbers as they are."""
-    generator = torch.Generator().manual_seed(0)
-
-    def drawn(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
-            return leaf
-        spread = leaf.float().std().item() if leaf.numel() > 1 else 1.0
-        noise = torch.randn(leaf.shape, generator=generator) * (spread if spread > 0 else 1.0)
-        return (leaf.float().mean().item() + noise).to(leaf.dtype)
-
-    return tree_map(drawn, inputs)
-
-
-def free_batch(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """Which dimensions are free, as ``dynamic_shapes`` of torch's exporters: the first of each tensor."""
-    auto = torch.export.Dim.DYNAMIC
-    spec = [
-        tree_map(lambda leaf: {0: auto} if isinstance(leaf, Tensor) and leaf.dim() else None, item)
-        for item in (kwargs.values() if kwargs else args)
-    ]
-    return dict(zip(kwargs, spec, strict=True)) if kwargs else tuple(spec)
-
-
-def positional(value: Any) -> tuple:
-    """Return positional arguments of a dummy input."""
-    return tuple(value) if isinstance(value, (tuple, list)) else (value,)
-
-
 def _input_names(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[str] | None:
     """The names of forward's arguments, where each is one tensor."""
     import inspect
@@ -324,23 +228,3 @@ def _input_names(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any
         return None
     flat = len(tree_flatten(tuple(args))[0]) == len(args) == len(names)
     return names if flat and not any(name in ("args", "kwargs") for name in names) else None
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """The exporter talks of packages that are not installed, and of what it will do otherwise one day."""
-    logger = logging.getLogger("torch.onnx")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(before)
-
-
-def one_line(error: BaseException) -> str:
-    """Return the first line of an error, or its kind."""
-    text = str(error).strip() or type(error).__name__
-    return " ".join(text.splitlines()[0].split())[:300]

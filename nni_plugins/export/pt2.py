@@ -11,10 +11,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
+from nni_plugins.export.agreement import (
+    Exported,
+    free_batch,
+    largest_error,
+    on_cpu,
+    one_line,
+    quiet,
+    split_arguments,
+    with_batch,
+    with_free_batch,
+)
 from nni_plugins.export.errors import ExportError
-from nni_plugins.export.onnx import METADATA, Exported, free_batch, one_line, positional, quiet, with_batch
+from nni_plugins.export.onnx import METADATA
 
 
 def export_pt2(
@@ -42,15 +53,12 @@ def export_pt2(
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    model = copy.deepcopy(model).cpu().eval()
-    dummy_input = tree_map(lambda leaf: leaf.detach().cpu() if isinstance(leaf, Tensor) else leaf, dummy_input)
-    note = ""
-    if dynamic_batch:
-        try:
-            return _export(model, dummy_input, path, True, metadata, tolerance, note)
-        except ExportError as error:
-            note = f"the batch size is fixed: {error}"
-    return _export(model, dummy_input, path, False, metadata, tolerance, note)
+    model, inputs = copy.deepcopy(model).cpu().eval(), on_cpu(dummy_input)
+
+    def make(dynamic: bool, note: str) -> Exported:
+        return _export(model, inputs, path, dynamic, metadata, tolerance, note)
+
+    return with_free_batch(make, dynamic_batch)
 
 
 def _export(
@@ -62,25 +70,20 @@ def _export(
     tolerance: float,
     note: str,
 ) -> Exported:
-    sample = with_batch(dummy_input, 2) if dynamic else dummy_input
-    args, kwargs = ((), sample) if isinstance(sample, dict) else (positional(sample), {})
-    shapes = free_batch(args, kwargs) if dynamic else None
+    args, kwargs = split_arguments(with_batch(dummy_input, 2) if dynamic else dummy_input)
     part = path.with_name(path.stem + ".part.pt2")
     try:
-        with quiet(), torch.no_grad():
+        with quiet():
+            shapes = free_batch(args, kwargs) if dynamic else None
             program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes)
             torch.export.save(program, str(part), extra_files={METADATA: json.dumps(metadata or {}, default=str)})
             loaded = torch.export.load(str(part)).module()
-            worst, relative = 0.0, 0.0
-            for size in (1, 2, 5) if dynamic else (None,):
-                inputs = dummy_input if size is None else with_batch(dummy_input, size)
-                more, named = ((), inputs) if isinstance(inputs, dict) else (positional(inputs), {})
-                pairs = zip(tree_leaves(model(*more, **named)), tree_leaves(loaded(*more, **named)), strict=True)
-                for ours, theirs in pairs:
-                    if isinstance(ours, Tensor) and ours.numel():
-                        off = float((ours.double() - theirs.double()).abs().max())
-                        worst = max(worst, off)
-                        relative = max(relative, off / max(float(ours.double().abs().max()), 1e-12))
+
+            def run(given: Any) -> list[Any]:
+                more, named = split_arguments(given)
+                return [leaf for leaf in tree_leaves(loaded(*more, **named)) if isinstance(leaf, Tensor)]
+
+            worst, relative = largest_error(model, run, dummy_input, dynamic, path.name)
         if not relative <= tolerance:
             raise ExportError(f"{path.name} computes something else: it is off by {relative:.2g} of the output's size")
         os.replace(part, path)
@@ -90,9 +93,14 @@ def _export(
         raise ExportError(f"{path.name} cannot be exported: {one_line(error)}") from error
     finally:
         part.unlink(missing_ok=True)
-    names = tuple(program.graph_signature.user_inputs)
-    outputs = tuple(str(name) for name in program.graph_signature.user_outputs)
-    size = path.stat().st_size
     return Exported(
-        str(path), tuple(map(str, names)), outputs, dynamic, note, worst, relative, size, dict(metadata or {})
+        path=str(path),
+        inputs=tuple(map(str, program.graph_signature.user_inputs)),
+        outputs=tuple(map(str, program.graph_signature.user_outputs)),
+        dynamic_batch=dynamic,
+        note=note,
+        max_error=worst,
+        relative_error=relative,
+        bytes=path.stat().st_size,
+        metadata=dict(metadata or {}),
     )

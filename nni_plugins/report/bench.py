@@ -104,7 +104,7 @@ def bench(
     list of Timing
         A contender that cannot run has a note in place of figures.
     """
-    from nni_plugins.export.onnx import with_batch
+    from nni_plugins.export.agreement import with_batch
 
     before = torch.get_num_threads()
     torch.set_num_threads(threads)

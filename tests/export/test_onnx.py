@@ -15,8 +15,9 @@ from torch import nn
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 
+from nni_plugins.export.agreement import largest_error, with_batch
 from nni_plugins.export.errors import ExportError
-from nni_plugins.export.onnx import export_onnx, read_metadata, run_onnx, with_batch
+from nni_plugins.export.onnx import export_onnx, read_metadata, run_onnx
 from nni_plugins.training.data import build_data
 from nni_plugins.training.loaders import split_batch
 from nni_plugins.training.loop import Loop
@@ -64,12 +65,12 @@ def test_a_file_with_a_free_batch(tmp_path):
     assert sorted(path.name for path in (tmp_path / "deep").iterdir()) == ["model.onnx"]
 
 
-@pytest.mark.parametrize("named", [True, False])
-def test_several_inputs_and_outputs(tmp_path, named):
-    left, right = torch.randn(1, 4), torch.randn(1, 5)
-    given = {"left": left, "right": right} if named else (left, right)
+@pytest.mark.parametrize("names", [("left", "right"), ("right", "left"), ()])
+def test_several_inputs_and_outputs(tmp_path, names):
+    both = {"left": torch.randn(1, 4), "right": torch.randn(1, 5)}
+    given = {name: both[name] for name in names} if names else tuple(both.values())
     made = export_onnx(Two(), given, tmp_path / "two.onnx")
-    assert made.inputs == ("left", "right")
+    assert sorted(made.inputs) == ["left", "right"]
     assert len(made.outputs) == 3
     assert made.relative_error < 1e-5
 
@@ -185,3 +186,27 @@ def test_more_rows_are_the_first_ones_repeated():
     x = torch.arange(6).reshape(3, 2)
     assert with_batch({"x": x}, 5)["x"].tolist() == [[0, 1], [2, 3], [4, 5], [0, 1], [2, 3]]
     assert torch.equal(copy.deepcopy(with_batch(x, 2)), x[:2])
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), 1.0])
+def test_what_is_no_number_is_no_agreement(wrong):
+    model, x = nn.Linear(3, 2), torch.randn(1, 3)
+
+    def run(inputs):
+        out = model(inputs).detach().clone()
+        out[0, 1] = wrong if wrong != 1.0 else out[0, 1] + 1.0
+        return [out]
+
+    worst, relative = largest_error(model, run, x, True, "file")
+    assert worst == pytest.approx(1.0) if wrong == 1.0 else worst == float("inf")
+    assert relative > 0.1
+    assert largest_error(model, lambda inputs: [model(inputs)], x, True, "file") == (0.0, 0.0)
+
+
+def test_infinities_of_both_agree():
+    class Masked(nn.Module):
+        def forward(self, x):
+            return torch.where(x > 0, x, -torch.inf)
+
+    model = Masked()
+    assert largest_error(model, lambda inputs: [model(inputs)], torch.randn(2, 3), False, "file") == (0.0, 0.0)
