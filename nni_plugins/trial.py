@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +27,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m nni_plugins.trial", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("recipe", type=Path, help="recipe.yml, relative to the experiment's trialCodeDirectory")
     options = parser.parse_args(arguments)
+
+    def work(output: Path, parameters: dict[str, Any]) -> None:
+        import nni
+
+        parameters.update(nni.get_next_parameter() or {})
+        logger.info("parameters: %s", parameters)
+        nni.report_final_result(run(options.recipe, parameters, output, nni.report_intermediate_result))
+
+    return as_trial(work)
+
+
+def as_trial(work: Callable[[Path, dict[str, Any]], None]) -> int:
+    """Do the work of a trial as its folder's only writer; it ends with its manager, and leaves its reason if it fails.
+
+    Parameters
+    ----------
+    work
+        Called with the output folder, and with a dictionary that it fills with the trial's parameters.
+
+    Returns
+    -------
+    int
+        The exit status.
+    """
     die_with_manager()
     output = trial_output()
     parameters: dict[str, Any] = {}
     try:
         with only_writer(output):
             (output / FAILURE).unlink(missing_ok=True)
-            import nni
-
-            parameters = nni.get_next_parameter() or {}
-            logger.info("parameters: %s", parameters)
-            nni.report_final_result(run(options.recipe, parameters, output, nni.report_intermediate_result))
+            work(output, parameters)
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         expected = type(error).__name__ in EXPECTED

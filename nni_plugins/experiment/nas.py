@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nni_plugins.experiment.best_trials import FINETUNED
-from nni_plugins.experiment.errors import ExperimentError, Interrupted
+from nni_plugins.experiment.errors import ExperimentError
 from nni_plugins.experiment.finish import KEPT, finish
 from nni_plugins.experiment.folders import METRICS, read_json
-from nni_plugins.experiment.follow import LineDisplay, LiveDisplay, wait
-from nni_plugins.experiment.launch import Running, _early_error, _patience, check_port, interruptible
+from nni_plugins.experiment.launch import Running, _early_error, _patience, check_port
 from nni_plugins.experiment.manifest import Known, find_experiment
 from nni_plugins.experiment.nas_config import NasSettings, load_nas_config
 from nni_plugins.experiment.trials import Trial, from_database, ranked
@@ -63,27 +62,14 @@ def run_nas(
     ExperimentError, Interrupted
         With one line each; the manager that was started has been stopped.
     """
-    from nni_plugins.experiment.session import announce, stop
+    from nni_plugins.experiment.session import followed
 
     folder, earlier = _earlier(resume, experiments_folder)
     config, settings = load_nas_config(path, folder, trials, concurrency)
     experiment = make_experiment(config, settings, path, resume)
-    with interruptible() as received:
-        running = launch(experiment, config, port, earlier, again(path, experiment.id))
-        try:
-            announce(running, console)
-            display: Any = LiveDisplay if console.is_terminal else LineDisplay
-            with display(console, running.trials_wanted) as show:
-                wait(running, show, lambda: bool(received))
-        except Interrupted:
-            console.print(f"stopping experiment {running.id} …", highlight=False)
-            raise Interrupted(
-                f"experiment {running.id} is stopped; `{running.resume_command}` goes on with it, "
-                f"`nni-plugins report {running.id}` reports on what it has"
-            ) from None
-        finally:
-            stop(running)
-    known = Known(running.id, config.experiment_name or path.resolve().parent.name, "STOPPED", None, running.folder)
+    command = again(path, experiment.id)
+    name = config.experiment_name or path.resolve().parent.name
+    known = followed(lambda: launch(experiment, config, port, earlier, command), name, console)
     findings, written = finish(known, output, console.print)
     export_top_models(whole(known, known.trials()), settings.top, written, console.print)
     return findings, written

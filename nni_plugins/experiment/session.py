@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,8 +64,29 @@ def run_experiment(
         raise ExperimentError(f"`nnictl resume {resume}` goes on with it; --resume is for configurations with nas")
     config = load_config(config_path, experiments_folder, trials, concurrency)
     check_direction(config, config_path)
+    known = followed(lambda: start(config, port), config.experiment_name or source.resolve().name, console)
+    return finish(known, output, console.print)
+
+
+def followed(begin: Callable[[], Running], name: str, console: Console) -> Known:
+    """Start an experiment, show its progress to its end, and stop its manager, whatever happens.
+
+    Parameters
+    ----------
+    begin
+        Starts the manager.
+    name
+        Of the experiment.
+    console
+        Where progress is shown.
+
+    Raises
+    ------
+    ExperimentError, Interrupted
+        With one line each.
+    """
     with interruptible() as received:
-        running = start(config, port)
+        running = begin()
         try:
             announce(running, console)
             display: Any = LiveDisplay if console.is_terminal else LineDisplay
@@ -78,8 +100,7 @@ def run_experiment(
             ) from None
         finally:
             stop(running)
-    known = Known(running.id, config.experiment_name or source.resolve().name, "STOPPED", None, running.folder)
-    return finish(known, output, console.print)
+    return Known(running.id, name, "STOPPED", None, running.folder)
 
 
 def announce(running: Running, console: Console) -> None:

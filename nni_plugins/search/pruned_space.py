@@ -30,6 +30,7 @@ from nni_plugins.channels import ChannelGraph, ChannelGroup, Plan
 from nni_plugins.search.surveys import Surveyed, free_groups, label_of, sparsities_of, survey
 from nni_plugins.speedup import ModelSpeedup
 from nni_plugins.speedup.report import SpeedupReport
+from nni_plugins.training.allocate import units_kept
 
 RATIOS = (0.25, 0.5, 0.75, 1.0)
 Model = nn.Module | Callable[[], nn.Module] | str
@@ -268,12 +269,6 @@ def _scores(
         squares = {name: value.square() for name, value in model.named_parameters() if not name.endswith("bias")}
         found = {group.name: group_sums(group, squares) for group in groups}
     return {name: torch.zeros(graph.group(name).size) if sums is None else sums for name, sums in found.items()}
-
-
-def units_kept(size: int, sparsity: float, round_to: int = 1) -> int:
-    """Return how many of ``size`` units are kept: as a recipe's ``prune.groups`` counts them."""
-    kept = round(size * (1 - sparsity) / round_to) * round_to
-    return min(max(kept, min(round_to, size)), size)
 
 
 def frozen_inner(inner: nn.Module, sample: dict[str, Any]) -> nn.Module:

@@ -193,11 +193,15 @@ def fit(
 
 
 def whole(size: int, ratio: float, settings: PruneSettings) -> int:
-    """Return how many of a group's units are kept at a sparsity, after rounding, and at least one."""
-    ratio = min(ratio, 1.0 if settings.max_sparsity is None else settings.max_sparsity)
-    step = settings.round_to
-    kept = round(size * (1 - ratio) / step) * step
-    return min(max(kept, min(step, size)), size)
+    """Return how many of a group's units a recipe keeps at a sparsity."""
+    most = 1.0 if settings.max_sparsity is None else settings.max_sparsity
+    return units_kept(size, min(ratio, most), settings.round_to)
+
+
+def units_kept(size: int, sparsity: float, round_to: int = 1) -> int:
+    """Return how many of ``size`` units are kept: the nearest multiple of ``round_to``, and at least one."""
+    kept = round(size * (1 - sparsity) / round_to) * round_to
+    return min(max(kept, min(round_to, size)), size)
 
 
 def near(name: str, known: list[str]) -> str:

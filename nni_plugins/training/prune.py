@@ -92,6 +92,10 @@ def check_prune(recipe: Recipe) -> tuple[Callable[..., Any], Kind, Mapping[str, 
     kind = kind_of(maker, settings.arguments)
     parameters = parameters_of(maker, kind)
     check_settings(settings, kind)
+    if recipe.rank.candidates and kind is not GROUPS:
+        raise RecipeError(
+            f"rank.candidates: {settings.pruner} removes {kind.units}, and rank spreads channels; leave it out"
+        )
     if "compact" in parameters and settings.arguments.get("compact"):
         raise RecipeError("prune.arguments.compact: a recipe takes channels out by its speedup; leave it out")
     if "affine" not in parameters and (settings.scales or settings.shifts):

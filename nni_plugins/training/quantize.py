@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -91,9 +90,7 @@ class Quantized:
         return model
 
 
-def quantize(
-    recipe: Recipe, compact: nn.Module, loop: Loop, on_epoch: Callable[[int, float], Any] | None = None
-) -> Quantized:
+def quantize(recipe: Recipe, compact: nn.Module, loop: Loop) -> Quantized:
     """Quantise a model by the recipe's ``quantize`` section.
 
     Parameters
@@ -104,8 +101,6 @@ def quantize(
         Without wrappers; it is not changed.
     loop
         Its training split gives ranges and trains; ``train`` settings are those of the recipe's ``quantize`` section.
-    on_epoch
-        Called after each epoch of training with its number and the validation metric.
 
     Raises
     ------
@@ -119,19 +114,21 @@ def quantize(
     _keep_to_modules(model)
     example = loop.place(loop.data.example)
     folded = fold_norms(model, example)
-    chosen = _layers(model, settings.exclude)
+    chosen = _layers(model, settings.exclude, trained=settings.method != "ptq")
     outputs = _read_by_additions(model, example, chosen)
     kept = {f"{name}.weight": (layer.weight != 0) for name, layer in chosen.items() if (layer.weight == 0).any()}
     trainer = _trainer(recipe, loop)
+    ties = _ties(model)
     calibration = _calibrate(recipe, model, trainer, chosen, outputs, kept)
+    for (first, name), *others in ties:  # NNI's wrappers left each a copy
+        for module, attribute in others:
+            setattr(module, attribute, getattr(first, name))
     grids = {name: _grids(name, layer, calibration.get(name, {})) for name, layer in chosen.items()}
     zeros = _check_zeros(model, kept)
     with torch.no_grad():
         for name, layer in chosen.items():
             layer.weight.copy_(grids[name]["weight"](layer.weight))
             _round_activations(layer, grids[name])
-    if on_epoch is not None:
-        on_epoch(settings.epochs, trainer.evaluate(model))
     return Quantized(model.eval(), grids, folded, zeros)
 
 
@@ -164,7 +161,9 @@ def _round_activations(layer: nn.Module, grids: dict[str, Grid]) -> None:
         layer.register_forward_hook(_Rounding(grids["output"], output=True))
 
 
-def _layers(model: nn.Module, exclude: tuple[str, ...]) -> dict[str, Any]:
+def _layers(model: nn.Module, exclude: tuple[str, ...], trained: bool) -> dict[str, Any]:
+    """The layers to quantise. In training, NNI's wrappers would take a tied weight apart, so it stays in float."""
+    shared = {id(getattr(*holders[0])) for holders in _ties(model)} if trained else set()
     modules = dict(model.named_modules())
     for name in exclude:
         if name not in modules:
@@ -176,6 +175,7 @@ def _layers(model: nn.Module, exclude: tuple[str, ...]) -> dict[str, Any]:
         for name, module in modules.items()
         if type(module).__name__ in CLASSES
         and isinstance(module, LAYERS)
+        and id(module.weight) not in shared
         and not any(name == out or name.startswith(out + ".") for out in exclude)
     }
     if not found:
@@ -183,8 +183,18 @@ def _layers(model: nn.Module, exclude: tuple[str, ...]) -> dict[str, Any]:
     return found
 
 
+def _ties(model: nn.Module) -> list[list[tuple[nn.Module, str]]]:
+    """The places, a module and a name each, that hold one parameter together."""
+    places: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module in model.modules():
+        for name, value in module._parameters.items():
+            if value is not None:
+                places.setdefault(id(value), []).append((module, name))
+    return [holders for holders in places.values() if len(holders) > 1]
+
+
 def _read_by_additions(model: nn.Module, example: Any, chosen: dict[str, Any]) -> set[str]:
-    """Names of the layers whose outputs an addition (or the like) reads, an activation between or not."""
+    """Names of the layers whose outputs an addition (or the like) reads as they are."""
     returned, _, readers = flow(model, example, tuple({type(layer) for layer in chosen.values()}))
     names = {layer: name for name, layer in chosen.items()}
     return {
@@ -278,6 +288,8 @@ def _evaluator(trainer: Loop, batches: int | None) -> Any:
         @torch.no_grad()
         def _evaluate(self, model: nn.Module) -> dict[str, float]:
             model.eval()
+            if hasattr(trainer.data.train, "set_epoch"):  # always the same batches
+                trainer.data.train.set_epoch(0)
             for batch in islice(trainer.data.train, batches):
                 apply(model, split_batch(trainer.place(batch))[0])
             return {"default": 0.0}

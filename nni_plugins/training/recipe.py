@@ -376,6 +376,11 @@ def _in_order(recipe: Recipe, source: str) -> Recipe:
     wanted = [name for name, asked in (("quantize", recipe.quantize.method != "none"),) if asked]
     wanted += ["export"] if recipe.export.formats else []
     wanted += ["finetune"] if recipe.distill.method != "none" else []
+    if recipe.distill.method in ("kd", "dkd") and recipe.train.loss in ("mse", "l1", "bce"):
+        raise RecipeError(
+            f"{source}: distill.method is {recipe.distill.method}, which compares probabilities of classes, and "
+            f"train.loss {recipe.train.loss} has none; take feature"
+        )
     if recipe.rank.lowest >= recipe.rank.highest:
         raise RecipeError(
             f"{source}: rank.lowest is {recipe.rank.lowest:g}; it must be below rank.highest, {recipe.rank.highest:g}"

@@ -101,6 +101,29 @@ def test_what_is_excluded_stays_in_float(trained):
     assert not any(name == "conv1" or name.startswith("layer1") for name in made.grids)
 
 
+class Tied(torch.nn.Module):
+    """An autoencoder whose two halves hold one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = torch.nn.Linear(64, 64), torch.nn.Linear(64, 64), torch.nn.Linear(64, 10)
+        self.second.weight = self.first.weight
+
+    def forward(self, x):
+        return self.last(self.second(self.first(x.flatten(1)).relu()).relu())
+
+
+@pytest.mark.parametrize("method", ["ptq", "qat"])
+def test_tied_weights_stay_tied(trained, method):
+    recipe, _, loop = trained
+    torch.manual_seed(0)
+    model = Tied()
+    made = quantize(recipe.with_values({"quantize.method": method, "quantize.epochs": 1}), model, loop)
+    assert torch.equal(made.model.first.weight, made.model.second.weight)
+    assert sum(p.numel() for p in made.model.parameters()) == sum(p.numel() for p in model.parameters())
+    assert set(made.grids) == ({"first", "second", "last"} if method == "ptq" else {"last"})
+
+
 def test_wrong_settings_are_one_line(trained):
     with pytest.raises(RecipeError, match=r"quantize\.exclude: the model has no module cnv1; did you mean conv1"):
         _run(trained, exclude=["cnv1"])

@@ -75,6 +75,14 @@ def test_other_targets(dense, target):
         assert all(item.params <= 0.5 * dense.params for item in ranked)
 
 
+@pytest.mark.parametrize(("pruner", "units"), [("block", "whole blocks"), ("weight_magnitude", "single weights")])
+def test_pruners_of_other_units_are_refused_before_the_dense_training(tmp_path, pruner, units):
+    recipe = recipe_from_dict({**TREE, "prune": {"pruner": pruner, "sparsity": 0.5, "target": "params"}})
+    with pytest.raises(RecipeError, match=rf"rank\.candidates: {pruner} removes {units}"):
+        prepare_dense(recipe, tmp_path, lambda line: None)
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
 def test_a_pruner_without_scores_is_refused_in_one_line(dense):
     with pytest.raises(CompressionError, match="rank: nni:L1NormPruner scores no channel groups"):
         rank(*_parts(dense, **{"prune.pruner": "nni:L1NormPruner", "prune.target": "channels"}))

@@ -79,5 +79,13 @@ def test_a_range_that_falls_is_refused():
         recipe_from_dict({"rank": {"lowest": 0.9}})
 
 
+@pytest.mark.parametrize("method", ["kd", "dkd"])
+def test_classes_are_not_distilled_where_there_are_none(method):
+    recipe_from_dict({"distill": {"method": method}})
+    with pytest.raises(RecipeError, match=f"distill.method is {method}.*train.loss mse has none; take feature"):
+        recipe_from_dict({"distill": {"method": method}, "train": {"loss": "mse"}})
+    recipe_from_dict({"distill": {"method": "feature"}, "train": {"loss": "mse"}})
+
+
 def test_every_step_of_the_table_can_be_run():
     assert list(FUNCTIONS) == list(STEPS)
