@@ -28,6 +28,7 @@ from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 from nni_plugins.search.errors import SearchError
+from nni_plugins.search.spaces import check_space, short
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -35,10 +36,6 @@ if TYPE_CHECKING:
 NORMAL = NormalDist()
 TAIL = 1e-6
 """The share of a normal distribution that is cut off on each side."""
-KINDS = (
-    *("choice", "randint", "uniform", "quniform", "loguniform", "qloguniform"),
-    *("normal", "qnormal", "lognormal", "qlognormal"),
-)
 
 
 class Parameter:
@@ -149,9 +146,7 @@ class Space:
     """
 
     def __init__(self, space: Any) -> None:
-        if not isinstance(space, dict) or not space:
-            raise SearchError(f"search space: it is {_short(space)}; it must name at least one parameter")
-        self.parameters = list(_walk((), space))
+        self.parameters = list(_walk((), check_space(space)))
         self.size = _count(self.parameters)
 
     def suggest(self, ask: Callable[[Parameter], Any]) -> dict[str, Any]:
@@ -182,7 +177,7 @@ class Space:
                     value = value if isinstance(part, int) else value[part]
                 found[parameter.key] = parameter.inner(value["_name"] if parameter.nested else value)
             except (KeyError, ValueError, TypeError, IndexError):
-                raise SearchError(f"{parameter.name}: {_short(value)} is not in the search space") from None
+                raise SearchError(f"{parameter.name}: {short(value)} is not in the search space") from None
         return {parameter.name: found[parameter.key] for parameter in self.parameters if parameter.key in found}
 
     def distributions(self, names: Mapping[str, Any]) -> dict[str, BaseDistribution]:
@@ -195,41 +190,11 @@ def _walk(above: tuple[str | int, ...], space: Mapping[str, Any]) -> Any:
         if name == "_name" and above:
             continue
         key = (*above, name)
-        parameter = _checked(key, spec)
+        parameter = Parameter(key, spec["_type"], list(spec["_value"]))
         yield parameter
         if parameter.nested:
             for position, branch in enumerate(parameter.values):
                 yield from _walk((*key, position), branch)
-
-
-def _checked(key: tuple[str | int, ...], spec: Any) -> Parameter:
-    where = f"search space: {'/'.join(str(part) for part in key)}"
-    if not isinstance(spec, dict) or not {"_type", "_value"} <= set(spec):
-        raise SearchError(f"{where} is {_short(spec)}; it must have _type and _value")
-    kind, values = spec["_type"], spec["_value"]
-    if kind not in KINDS:
-        raise SearchError(f"{where}: _type {_short(kind)} is none of {', '.join(KINDS)}")
-    if not isinstance(values, (list, tuple)) or not values:
-        raise SearchError(f"{where}: _value is {_short(values)}; it must be a list that is not empty")
-    if kind == "choice":
-        return Parameter(key, kind, list(values))
-    wanted = 3 if kind.startswith("q") else 2
-    if len(values) != wanted or not all(isinstance(v, (int, float)) and math.isfinite(v) for v in values):
-        raise SearchError(f"{where}: _value is {_short(values)}; {kind} takes {wanted} numbers")
-    low, high = values[0], values[1]
-    if "normal" in kind:
-        if high <= 0:
-            raise SearchError(f"{where}: sigma is {high}; it must be above 0")
-    elif kind == "randint":
-        if math.ceil(high) <= math.ceil(low):
-            raise SearchError(f"{where}: [{low}, {high}) holds no whole number; raise the upper bound")
-    elif low > high:
-        raise SearchError(f"{where}: {low} is above {high}; give the lower bound first")
-    elif "log" in kind and low <= 0:
-        raise SearchError(f"{where}: the lower bound is {low}; {kind} needs one above 0")
-    if wanted == 3 and values[2] <= 0:
-        raise SearchError(f"{where}: q is {values[2]}; it must be above 0")
-    return Parameter(key, kind, list(values))
 
 
 def _in_order(values: list[Any]) -> bool:
@@ -263,8 +228,3 @@ def _count(parameters: list[Parameter]) -> float:
             own = 1.0 if parameter.distribution.single() else math.inf
         below[parameter.key[:-1]] = below.get(parameter.key[:-1], 1.0) * own
     return below[()]
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, default=str)
-    return text if len(text) <= 60 else text[:57] + "..."

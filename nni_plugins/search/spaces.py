@@ -74,7 +74,7 @@ def check_space(space: Any, source: str = "search space") -> Space:
         With one line.
     """
     if not isinstance(space, Mapping) or not space:
-        raise SearchError(f"{source} is {_short(space)}; it must be names, each with _type and _value")
+        raise SearchError(f"{source} is {short(space)}; it must be names, each with _type and _value")
     for name, spec in space.items():
         _check_parameter(name, spec, f"{source}: {name}")
     return {str(name): dict(spec) for name, spec in space.items()}
@@ -173,7 +173,7 @@ def _check_parameter(name: Any, spec: Any, where: str) -> None:
     if not isinstance(name, str):
         raise SearchError(f"{where}: a name must be text, a field of the recipe such as prune.sparsity")
     if not isinstance(spec, Mapping) or "_type" not in spec or "_value" not in spec:
-        raise SearchError(f"{where} is {_short(spec)}; it must have _type and _value")
+        raise SearchError(f"{where} is {short(spec)}; it must have _type and _value")
     unknown = set(spec) - {"_type", "_value"}
     if unknown:
         raise SearchError(f"{where} has {min(map(str, unknown))}, which means nothing there; it has _type and _value")
@@ -182,33 +182,37 @@ def _check_parameter(name: Any, spec: Any, where: str) -> None:
         near = difflib.get_close_matches(str(kind), KINDS, 1, 0.5)
         raise SearchError(f"{where}._type is {kind}; " + (f"did you mean {near[0]}?" if near else f"known: {KINDS}"))
     if not isinstance(value, (list, tuple)) or not value:
-        raise SearchError(f"{where}._value is {_short(value)}; {kind} takes {NUMBERS.get(kind, 'a list of values')}")
+        raise SearchError(f"{where}._value is {short(value)}; {kind} takes {NUMBERS.get(kind, 'a list of values')}")
     if kind == "choice":
-        for option in value:
-            if isinstance(option, Mapping):
-                _check_branch(option, where)
+        branches = [option for option in value if isinstance(option, Mapping)]
+        for option in branches:
+            _check_branch(option, where)
+        if branches and len(branches) < len(value):
+            raise SearchError(
+                f"{where}: some of its choices are sections and some are not; write each as {{_name: ...}}"
+            )
         return
     numbers = all(isinstance(item, (int, float)) and not isinstance(item, bool) for item in value)
     right = len(value) == (3 if kind.startswith("q") else 2)
     if not numbers or not right or not all(math.isfinite(item) for item in value):
-        raise SearchError(f"{where}._value is {_short(value)}; {kind} takes {NUMBERS[kind]}")
+        raise SearchError(f"{where}._value is {short(value)}; {kind} takes {NUMBERS[kind]}")
     low, high = value[0], value[1]
     if kind == "randint" and not all(float(item).is_integer() for item in value):
-        raise SearchError(f"{where}._value is {_short(value)}; randint takes {NUMBERS[kind]}")
+        raise SearchError(f"{where}._value is {short(value)}; randint takes {NUMBERS[kind]}")
     if "normal" in kind:
         if high <= 0:
-            raise SearchError(f"{where}._value is {_short(value)}; the deviation must be above 0")
-    elif low >= high:
-        raise SearchError(f"{where}._value is {_short(value)}; low must be below high")
+            raise SearchError(f"{where}._value is {short(value)}; the deviation must be above 0")
+    elif low > high or (kind == "randint" and low == high):
+        raise SearchError(f"{where}._value is {short(value)}; low must be below high")
     elif "log" in kind and low <= 0:
-        raise SearchError(f"{where}._value is {_short(value)}; low must be above 0 for a logarithm")
+        raise SearchError(f"{where}._value is {short(value)}; low must be above 0 for a logarithm")
     if kind.startswith("q") and value[2] <= 0:
-        raise SearchError(f"{where}._value is {_short(value)}; the step must be above 0")
+        raise SearchError(f"{where}._value is {short(value)}; the step must be above 0")
 
 
 def _check_branch(option: Mapping[str, Any], where: str) -> None:
     if "_name" not in option:
-        raise SearchError(f"{where}: a choice that is a section needs _name, its value; {_short(option)} has none")
+        raise SearchError(f"{where}: a choice that is a section needs _name, its value; {short(option)} has none")
     for name, spec in option.items():
         if name != "_name":
             _check_parameter(name, spec, f"{where}.{option['_name']}.{name}")
@@ -239,6 +243,7 @@ def _branches(option: Any) -> Iterator[Any]:
             yield {"_name": option["_name"], **{other: found[0] for other, found in inner.items()}, name: value}
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """Write a value for a message, cut where it is long."""
     text = json.dumps(value, default=str)
     return text if len(text) <= 60 else text[:57] + "..."

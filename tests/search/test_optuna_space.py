@@ -126,17 +126,17 @@ def test_size_counts_branches() -> None:
 @pytest.mark.parametrize(
     ("space", "words"),
     [
-        ({}, "at least one parameter"),
+        ({}, "must be names"),
         ({"x": 3}, "x is 3"),
         ({"x": {"_type": "unifrom", "_value": [0, 1]}}, "unifrom"),
-        ({"x": {"_type": "uniform", "_value": [0, 1, 2]}}, "2 numbers"),
-        ({"x": {"_type": "uniform", "_value": [1, 0]}}, "1 is above 0"),
+        ({"x": {"_type": "uniform", "_value": [0, 1, 2]}}, r"takes \[low, high\]"),
+        ({"x": {"_type": "uniform", "_value": [1, 0]}}, "low must be below high"),
         ({"x": {"_type": "loguniform", "_value": [0, 1]}}, "above 0"),
-        ({"x": {"_type": "normal", "_value": [0, 0]}}, "sigma"),
-        ({"x": {"_type": "quniform", "_value": [0, 1, 0]}}, "q is 0"),
-        ({"x": {"_type": "randint", "_value": [3, 3]}}, "no whole number"),
-        ({"x": {"_type": "choice", "_value": []}}, "not empty"),
-        ({"o": {"_type": "choice", "_value": [{"_name": "a", "y": {"_type": "uniform"}}]}}, "o/0/y"),
+        ({"x": {"_type": "normal", "_value": [0, 0]}}, "deviation must be above 0"),
+        ({"x": {"_type": "quniform", "_value": [0, 1, 0]}}, "step must be above 0"),
+        ({"x": {"_type": "randint", "_value": [3, 3]}}, "low must be below high"),
+        ({"x": {"_type": "choice", "_value": []}}, "a list of values"),
+        ({"o": {"_type": "choice", "_value": [{"_name": "a", "y": {"_type": "uniform"}}]}}, r"o\.a\.y"),
     ],
 )
 def test_a_wrong_space_is_named_in_one_line(space: Any, words: str) -> None:

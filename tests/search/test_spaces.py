@@ -74,6 +74,7 @@ BAD = {
         {"prune.pruner": {"_type": "choice", "_value": [{"_name": "taylor", "prune.sparsity": {"_type": "x"}}]}},
         "taylor.prune.sparsity",
     ),
+    "some sections": ({"prune.pruner": {"_type": "choice", "_value": ["l0", {"_name": "taylor"}]}}, "write each as"),
     "more keys": ({"prune.sparsity": {"_type": "choice", "_value": [1], "_vaule": 3}}, "_vaule"),
 }
 
