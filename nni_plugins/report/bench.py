@@ -285,18 +285,22 @@ def table(timings: Sequence[Timing], title: str, threads: int) -> Any:
     return made
 
 
+def finished_folder(target: str) -> Path:
+    """Return the folder of the compact model, which a report keeps in ``best``."""
+    folder = Path(target)
+    return folder / "best" if (folder / "best" / COMPACT).is_file() else folder
+
+
 def find_models(
     target: str, inputs: tuple[str, ...], inputs_function: str | None
 ) -> tuple[dict[str, nn.Module], Any, dict[tuple[str, str], Path]]:
     """Return the models of a folder that a compression left, or one by ``module:function``, an input, and files."""
     from nni_plugins.report.inspect_target import find_target
 
-    folder = Path(target)
+    folder = finished_folder(target)
     if not folder.is_dir():
         found = find_target(target, inputs, inputs_function)
         return {"dense": found.model}, found.dummy_input, {}
-    if (folder / "best" / COMPACT).is_file():
-        folder = folder / "best"
     if not (folder / RECIPE).is_file() or not (folder / COMPACT).is_file():
         raise CompressionError(f"{target}: no compression is here; {RECIPE} and {COMPACT} are what it leaves")
     from nni_plugins.training.data import build_data

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nni_plugins.export.errors import ExportError
-from nni_plugins.report.bench import COMPACT, ONNX, find_models
+from nni_plugins.report.bench import ONNX, find_models, finished_folder
 from nni_plugins.report.table import size
 from nni_plugins.training.errors import CompressionError
 
@@ -41,7 +41,7 @@ def run(
     with contextlib.redirect_stdout(sys.stderr):
         models, example, _ = find_models(target, inputs, inputs_function)
         model = models.get("compact", models["dense"])
-        home = Path(target) / "best" if (Path(target) / "best" / COMPACT).is_file() else Path(target)
+        home = finished_folder(target)
         folder = output or (home if home.is_dir() else Path("outputs") / "export")
         metrics = home / "metrics.json"
         said = {"target": target}

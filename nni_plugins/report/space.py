@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -39,7 +40,8 @@ def run(
     from nni_plugins.cli import parse_change
     from nni_plugins.pruners.affine import begins
     from nni_plugins.training.allocate import prunable_groups
-    from nni_plugins.training.recipe import PruneSettings, load_recipe
+    from nni_plugins.training.recipe import load_recipe
+    from nni_plugins.training.sections import PruneSettings
 
     values = dict(parse_change(argument, "--argument") for argument in arguments)
     recipe = model.lower().endswith((".yml", ".yaml"))
@@ -51,8 +53,6 @@ def run(
         target = find_target(model, inputs, inputs_function, values)
         graph = watch(target, "heads")
     if inexact:
-        import dataclasses
-
         settings = dataclasses.replace(settings, exact_only=False)
     groups = prunable_groups(settings, target.model, graph)
     try:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from nni_plugins.pruners.affine import begins
 from nni_plugins.training.errors import CompressionError, RecipeError
-from nni_plugins.training.recipe import PruneSettings
+from nni_plugins.training.sections import PruneSettings
 
 if TYPE_CHECKING:
     from torch import nn

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from nni_plugins.training.allocate import begins, config_list, near
 from nni_plugins.training.errors import CompressionError, RecipeError
-from nni_plugins.training.recipe import PruneSettings
 from nni_plugins.training.schema import closest
+from nni_plugins.training.sections import PruneSettings
 
 if TYPE_CHECKING:
     from torch import nn

@@ -6,7 +6,7 @@ import bisect
 import math
 from collections.abc import Callable
 
-from nni_plugins.training.recipe import TrainSettings
+from nni_plugins.training.sections import TrainSettings
 
 
 def _cosine(done: float, settings: TrainSettings) -> float:

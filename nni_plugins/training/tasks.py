@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from nni_plugins.training.errors import RecipeError
 from nni_plugins.training.light import light
-from nni_plugins.training.recipe import Recipe, TrainSettings
+from nni_plugins.training.recipe import Recipe
+from nni_plugins.training.sections import TrainSettings
 
 Loss = Callable[[Any, Any], Tensor]
 Parameters = list[dict[str, Any]]

@@ -14,7 +14,8 @@ from nni_plugins.training.errors import CompressionError, RecipeError
 from nni_plugins.training.loop import Loop
 from nni_plugins.training.pipeline import compress, prepare_dense
 from nni_plugins.training.prune import prune
-from nni_plugins.training.recipe import DistillSettings, recipe_from_dict
+from nni_plugins.training.recipe import recipe_from_dict
+from nni_plugins.training.sections import DistillSettings
 
 TREE = {
     "model": {"name": "resnet8", "arguments": {"width": 8}},
