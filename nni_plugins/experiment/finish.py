@@ -24,9 +24,16 @@ if TYPE_CHECKING:
 
 TEST = "test.json"
 REPORT, PLOT, DATA, BEST = "report.md", "pareto.png", "report.json", "best"
+EXPORTED = {
+    "compact.onnx": "the compact model for onnxruntime and others",
+    "int8.onnx": "the same in 8 bits; its test metric is the one above",
+    "compact.pt2": "the compact model for `torch.export.load`",
+}
+"""What an export step leaves, and what it is."""
 KEPT = (
     *("compact.safetensors", "masks.safetensors", "masked.safetensors", "plan.json", METRICS, "recipe.yml"),
-    *("compact.onnx", "int8.onnx", "compact.pt2", "grids.json", "ranking.json"),
+    *("grids.json", "ranking.json"),
+    *EXPORTED,
 )
 FILES = (
     "`report.md`: this page; `report.json`: the same figures for scripts",
@@ -117,7 +124,8 @@ def write(findings: Findings, output: Path, source: Path) -> Path:
     try:
         (output / BEST).mkdir(parents=True, exist_ok=True)
         save_pareto(findings, output / PLOT)
-        save_page(findings, output / REPORT, PLOT, FILES)
+        exported = [f"`best/{name}`: {what}" for name, what in EXPORTED.items() if (source / name).is_file()]
+        save_page(findings, output / REPORT, PLOT, (*FILES, *exported))
         (output / DATA).write_text(json.dumps(findings.to_dict(), indent=1, default=str), encoding="utf-8")
         for name in KEPT:
             if source != output / BEST and (source / name).is_file():

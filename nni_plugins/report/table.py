@@ -69,11 +69,11 @@ def proof_lines(findings: Findings) -> list[str]:
             outputs = "the same outputs, to the last bit"
         lines.append(f"NNI's own ModelSpeedup with our replacers makes a model of {shapes} and {outputs}.")
     if findings.realised is not None:
-        lines.append(
-            f"Of the saving in MACs, {100 * findings.realised:.0f}% is a saving of time here: "
-            f"{share(findings.dense.macs, findings.compact.macs)} of the MACs, "
-            f"{share(findings.dense.latency_ms or 1.0, findings.compact.latency_ms or 1.0)} of the time."
-        )
+        macs = share(findings.dense.macs, findings.compact.macs)
+        time = share(findings.dense.latency_ms or 1.0, findings.compact.latency_ms or 1.0)
+        saved = f"Of the saving in MACs, {100 * findings.realised:.0f}% is a saving of time here"
+        none = "The saving in MACs is none of time here (`prune.round_to: 8` or `prune.target: latency` may help)"
+        lines.append(f"{saved if findings.realised > 0 else none}: {macs} of the MACs, {time} of the time.")
     if len(findings.stages) > 1:
         after = ", ".join(f"{name} {quality(value, findings.metric)}" for name, value in findings.stages.items())
         lines.append(f"Validation {findings.metric} after each step: {after}.")

@@ -15,7 +15,7 @@ from nni_plugins.training.recipe import Recipe
 if TYPE_CHECKING:
     from nni_plugins.training.quantize import Quantized
 
-FLOAT, INT8, PT2 = "compact.onnx", "int8.onnx", "compact.pt2"
+FILES = FLOAT, INT8, PT2 = "compact.onnx", "int8.onnx", "compact.pt2"
 PACKAGES = {"onnx": ("onnx", "onnxruntime", "onnxscript"), "tensorrt": ("onnx", "onnxruntime", "onnxscript")}
 """What a format needs beside torch."""
 

@@ -21,6 +21,7 @@ from nni_plugins.training.checkpoint import seed_everything, write_whole
 from nni_plugins.training.data import Data, build_data
 from nni_plugins.training.dense import DenseBaseline, dense_model, prepare_dense
 from nni_plugins.training.errors import CompressionError, first_line
+from nni_plugins.training.export import FILES, INT8
 from nni_plugins.training.loop import Loop
 from nni_plugins.training.measure import latency_ms
 from nni_plugins.training.models import build_model
@@ -40,7 +41,7 @@ __all__ = ["COMPACT", "MASKED", "MASKS", "METRICS", "PLAN", "compress", "evaluat
 
 COMPACT, MASKED, MASKS = "compact.safetensors", "masked.safetensors", "masks.safetensors"
 PLAN, METRICS, RECIPE, CHECKPOINT = "plan.json", "metrics.json", "recipe.yml", "finetune-{}.pt"
-RANKING, GRIDS, INT8 = "ranking.json", "grids.json", "int8.onnx"
+RANKING, GRIDS = "ranking.json", "grids.json"
 RECALIBRATE_PRUNED = 20  # batches, for a model that is not fine-tuned
 
 
@@ -111,6 +112,8 @@ def compress(
     checkpoint = output / CHECKPOINT.format(_key(recipe))
     for stale in set(output.glob(CHECKPOINT.format("*"))) - {checkpoint}:  # of another recipe
         stale.unlink(missing_ok=True)
+    for name in (RANKING, GRIDS, *FILES):  # of a run before, which had other steps
+        (output / name).unlink(missing_ok=True)
     if recipe.supernet.epochs:
         from nni_plugins.training.supernet import as_slice
 

@@ -112,6 +112,17 @@ def test_unsigned_activations_are_refused_for_tensorrt(made, tmp_path):
         compress(wrong, tmp_path, dense)
 
 
+def test_files_of_a_run_before_do_not_stay(made, tmp_path):
+    recipe, dense, _, _ = made
+    for name in ("int8.onnx", "compact.pt2", "grids.json", "ranking.json"):
+        (tmp_path / name).write_text("of another run")
+    plain = {"quantize.method": "none", "export.formats": ["onnx"], "finetune.epochs": 0}
+    metrics = compress(recipe.with_values(plain), tmp_path, dense)
+    assert metrics["final"] == "compact.safetensors"
+    assert {path.suffix for path in tmp_path.iterdir() if path.suffix in (".onnx", ".pt2")} == {".onnx"}
+    assert not any((tmp_path / name).exists() for name in ("int8.onnx", "grids.json", "ranking.json"))
+
+
 def test_two_of_four():
     weight = torch.ones(4, 8)
     assert not two_of_four(weight.numpy())

@@ -1,0 +1,48 @@
+"""How much of the saving in MACs is one of time, and what happens to the metric on the way, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from nni_plugins.report.findings import Findings
+from nni_plugins.report.table import proof_lines
+
+Make = Callable[..., Findings]
+
+
+def _with(findings: Findings, macs: float, time: float) -> Findings:
+    dense = replace(findings.dense, macs=1000, latency_ms=10.0)
+    return replace(
+        findings, dense=dense, compact=replace(findings.compact, macs=int(1000 * macs), latency_ms=10 * time)
+    )
+
+
+@pytest.mark.parametrize(
+    ("macs", "time", "quotient"), [(0.5, 0.5, 1.0), (0.5, 0.75, 0.5), (0.25, 1.0, 0.0), (0.5, 1.2, -0.4)]
+)
+def test_the_quotient(make_findings: Make, macs: float, time: float, quotient: float) -> None:
+    findings = _with(make_findings(), macs, time)
+    assert findings.realised == pytest.approx(quotient)
+    (line,) = [line for line in proof_lines(findings) if "saving in MACs" in line]
+    if quotient > 0:
+        assert f"{100 * quotient:.0f}% is a saving of time" in line
+    else:
+        assert "none of time here" in line
+
+
+def test_there_is_none_without_times_or_savings(make_findings: Make) -> None:
+    findings = _with(make_findings(), 0.5, 0.5)
+    assert replace(findings, compact=replace(findings.compact, latency_ms=None)).realised is None
+    assert _with(findings, 1.0, 0.9).realised is None
+
+
+def test_steps_and_teacher(make_findings: Make) -> None:
+    findings = make_findings(
+        stages={"dense": 0.99, "compact": 0.98, "quantised": 0.97}, ablation={"with_teacher": 0.985, "alone": 0.98}
+    )
+    text = "\n".join(proof_lines(findings))
+    assert "after each step: dense 99.00%, compact 98.00%, quantised 97.00%" in text
+    assert "with the teacher 98.50%, without it 98.00%" in text
