@@ -195,6 +195,7 @@ def space(**options: Any) -> None:
 @click.option("--runtimes", default="eager,compile,onnx,int8", show_default=True)
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="CPU threads of every runtime.")
 @click.option("--seconds", type=float, default=1.0, show_default=True, help="For each contender at each size.")
+@click.option("--memory", is_flag=True, help="Peak memory too, each in a process of its own.")
 @as_json
 def bench(**options: Any) -> None:
     """Time dense and compact models, in torch and onnxruntime, in turns in one run.

@@ -42,6 +42,8 @@ class Timing:
         Median, in shares of the dense model's in the same runtime (of ``onnx`` for ``int8``) at this batch.
     bytes
         Size of the file, where it is one.
+    peak_mib
+        Peak memory of a fresh process that loads and runs it, beyond its imports; None where it was not measured.
     note
         Why there are no figures.
     """
@@ -53,6 +55,7 @@ class Timing:
     p95_ms: float | None = None
     ratio: float | None = None
     bytes: int | None = None
+    peak_mib: float | None = None
     note: str = ""
 
 
@@ -65,6 +68,7 @@ class Contender:
     run: Callable[[Any], Any] | None
     bytes: int | None = None
     note: str = ""
+    source: nn.Module | Path | None = None
 
 
 def bench(
@@ -76,6 +80,7 @@ def bench(
     batches: Sequence[int] = (1, 32),
     threads: int = 1,
     seconds: float = 1.0,
+    memory: bool = False,
     say: Callable[[str], Any] | None = None,
 ) -> list[Timing]:
     """Time models in several runtimes, in turns.
@@ -96,6 +101,8 @@ def bench(
         CPU threads of every runtime.
     seconds
         For each contender at each size, at least; the first tenth is warm-up and does not count.
+    memory
+        Measure peak memory too, each in a process of its own.
     say
         Called with one line at a time.
 
@@ -113,8 +120,9 @@ def bench(
         with tempfile.TemporaryDirectory() as scratch:
             contenders = _contenders(models, example, dict(files or {}), runtimes, threads, Path(scratch), say)
             for batch in batches:
-                times = _in_turns(contenders, with_batch(example, batch), seconds, say, batch)
-                timings += _timings(contenders, times, batch)
+                inputs = with_batch(example, batch)
+                times = _in_turns(contenders, inputs, seconds, say, batch)
+                timings += _timings(contenders, times, batch, _peaks(contenders, inputs, threads) if memory else {})
     finally:
         torch.set_num_threads(before)
     return timings
@@ -154,7 +162,7 @@ def _contender(
     scratch: Path,
 ) -> Contender:
     if runtime == "eager":
-        return Contender(name, runtime, lambda inputs: apply(model, inputs))
+        return Contender(name, runtime, lambda inputs: apply(model, inputs), source=model)
     if runtime == "compile":
         compiled: Any = torch.compile(model)
         with torch.no_grad():
@@ -167,7 +175,7 @@ def _contender(
         path = Path(export_onnx(model, example, scratch / f"{name}.onnx").path)
     session = session_of(path, threads)
     return Contender(
-        name, runtime, lambda inputs: session.run(None, feed_of(session, inputs)), path.stat().st_size
+        name, runtime, lambda inputs: session.run(None, feed_of(session, inputs)), path.stat().st_size, source=path
     )  # fmt: skip
 
 
@@ -198,7 +206,22 @@ def _in_turns(
     return times
 
 
-def _timings(contenders: list[Contender], times: list[list[float]], batch: int) -> list[Timing]:
+def _peaks(contenders: list[Contender], inputs: Any, threads: int) -> dict[tuple[str, str], float | None]:
+    """Peak memory by model and runtime; a compiled model is not measured."""
+    from nni_plugins.report.bench_memory import peak_mib
+
+    return {
+        (one.model, one.runtime): peak_mib(
+            "onnx" if isinstance(one.source, Path) else "eager", one.source, inputs, threads
+        )
+        for one in contenders
+        if one.source is not None
+    }
+
+
+def _timings(
+    contenders: list[Contender], times: list[list[float]], batch: int, peaks: dict[tuple[str, str], float | None]
+) -> list[Timing]:
     medians = {
         (contender.model, contender.runtime): statistics.median(own)
         for contender, own in zip(contenders, times, strict=True)
@@ -220,6 +243,7 @@ def _timings(contenders: list[Contender], times: list[list[float]], batch: int) 
                 p95_ms=ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))],
                 ratio=middle / base if base else None,
                 bytes=contender.bytes,
+                peak_mib=peaks.get((contender.model, contender.runtime)),
             )
         )
     return found
@@ -233,6 +257,7 @@ def run(
     runtimes: str,
     threads: int,
     seconds: float,
+    memory: bool,
     as_json: bool,
 ) -> None:
     """Run the command: the options of ``nni-plugins bench``, as they were given.
@@ -257,7 +282,15 @@ def run(
     with contextlib.redirect_stdout(sys.stderr):
         models, example, files = find_models(target, inputs, inputs_function)
         timings = bench(
-            models, example, files=files, runtimes=chosen, batches=sizes, threads=threads, seconds=seconds, say=say
+            models,
+            example,
+            files=files,
+            runtimes=chosen,
+            batches=sizes,
+            threads=threads,
+            seconds=seconds,
+            memory=memory,
+            say=say,
         )
     if as_json:
         print(json.dumps([asdict(timing) for timing in timings], indent=1))
@@ -272,7 +305,8 @@ def table(timings: Sequence[Timing], title: str, threads: int) -> Any:
     from nni_plugins.report.table import size
 
     made = Table(title=f"{title}: {threads} CPU thread{'s' if threads > 1 else ''}", title_justify="left")
-    for name in ("model", "runtime", "batch", "median", "95%", "of dense", "file"):
+    memory = any(one.peak_mib is not None for one in timings)
+    for name in ("model", "runtime", "batch", "median", "95%", "of dense", "file", *(["memory"] if memory else [])):
         made.add_column(name, justify="left" if name in ("model", "runtime") else "right")
     for one in timings:
         if one.median_ms is None:
@@ -281,7 +315,8 @@ def table(timings: Sequence[Timing], title: str, threads: int) -> Any:
         ratio = "" if one.ratio is None else f"{100 * one.ratio:.0f}%"
         file = "" if one.bytes is None else size(one.bytes)
         times = f"{one.median_ms:.3f} ms", f"{one.p95_ms:.3f} ms"
-        made.add_row(one.model, one.runtime, str(one.batch), *times, ratio, file)
+        peak = "" if one.peak_mib is None else f"{one.peak_mib:.1f} MiB"
+        made.add_row(one.model, one.runtime, str(one.batch), *times, ratio, file, *([peak] if memory else []))
     return made
 
 

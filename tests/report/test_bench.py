@@ -52,6 +52,18 @@ def test_what_cannot_run_has_a_note_and_the_others_figures():
     assert all(one.median_ms is not None for one in timings if one.model == "dense")
 
 
+def test_memory_is_that_of_a_process_of_its_own():
+    wide = nn.Sequential(nn.Linear(2000, 6000), nn.ReLU(), nn.Linear(6000, 10))  # 46 MiB of weights
+    timings = bench(
+        {"dense": wide, "compact": nn.Linear(2000, 10)}, torch.randn(1, 2000), runtimes=("eager", "onnx"), batches=(1,),
+        seconds=0.05, memory=True,
+    )  # fmt: skip
+    peaks = {(one.model, one.runtime): one.peak_mib for one in timings}
+    for runtime in ("eager", "onnx"):
+        assert 40 < peaks["dense", runtime] < 400
+        assert peaks["compact", runtime] < 30
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     recipe = recipe_from_dict(
