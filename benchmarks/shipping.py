@@ -25,7 +25,8 @@ import torch
 from nni_plugins.report.bench import bench
 from nni_plugins.report.environment import environment
 from nni_plugins.training import build_data, compress, evaluate_test, prepare_dense, recipe_from_dict
-from nni_plugins.training.pipeline import dense_model, load_model
+from nni_plugins.training.artefacts import load_model
+from nni_plugins.training.dense import dense_model
 
 RESULTS = Path(__file__).resolve().parent / "results" / "shipping.json"
 PRUNE: dict[str, Any] = {

@@ -75,7 +75,8 @@ EXPECTED = {"CompressionError", "RecipeError", "TimeoutError"}
 def run(recipe_path: Path, parameters: dict[str, Any], output: Path, on_epoch: Any) -> dict[str, Any]:
     """Compress by the recipe with `parameters` in it; returns the metrics, ``default`` first."""
     from nni_plugins.training import load_recipe
-    from nni_plugins.training.pipeline import compress, prepare_dense
+    from nni_plugins.training.dense import prepare_dense
+    from nni_plugins.training.pipeline import compress
 
     recipe = load_recipe(recipe_path).with_values(parameters)
     dense = prepare_dense(recipe, dense_folder(output), logger.info)

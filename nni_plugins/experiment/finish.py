@@ -154,9 +154,9 @@ def test_figures(
 
 def latencies(recipe: Recipe, *paths: Path, rounds: int = 5) -> list[float]:
     """Milliseconds of one input for each model, measured here, in turns: trials measure while others train."""
+    from nni_plugins.training.artefacts import load_model
     from nni_plugins.training.data import build_data
     from nni_plugins.training.measure import latency_ms
-    from nni_plugins.training.pipeline import load_model
 
     data = build_data(recipe)
     models = [load_model(recipe, data, path) for path in paths]

@@ -25,9 +25,9 @@ def check(folder: Path) -> str:
     ValueError
         It is another model.
     """
+    from nni_plugins.training.artefacts import COMPACT, load_model
     from nni_plugins.training.data import build_data
     from nni_plugins.training.loop import Loop
-    from nni_plugins.training.pipeline import COMPACT, load_model
     from nni_plugins.training.recipe import load_recipe
 
     recipe, metrics = load_recipe(folder / "recipe.yml"), read_json(folder / METRICS) or {}

@@ -39,8 +39,8 @@ def through_stock_speedup(recipe: Recipe, folder: Path) -> StockCheck:
 
     from nni_plugins.speedup import REPLACERS
     from nni_plugins.speedup.verify import largest_error, outputs_of, random_like
+    from nni_plugins.training.artefacts import load_masks, load_model
     from nni_plugins.training.data import build_data
-    from nni_plugins.training.pipeline import load_masks, load_model
 
     data = build_data(recipe)
     ours = load_model(recipe, data, folder / "compact.safetensors").eval()

@@ -338,9 +338,9 @@ def find_models(
         return {"dense": found.model}, found.dummy_input, {}
     if not (folder / RECIPE).is_file() or not (folder / COMPACT).is_file():
         raise CompressionError(f"{target}: no compression is here; {RECIPE} and {COMPACT} are what it leaves")
+    from nni_plugins.training.artefacts import load_model
     from nni_plugins.training.data import build_data
     from nni_plugins.training.models import build_model
-    from nni_plugins.training.pipeline import load_model
     from nni_plugins.training.recipe import load_recipe
 
     recipe = load_recipe(folder / RECIPE)

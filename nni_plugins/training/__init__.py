@@ -9,13 +9,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nni_plugins.training.artefacts import evaluate_test
     from nni_plugins.training.data import Data, build_data
     from nni_plugins.training.dense import DenseBaseline, prepare_dense
     from nni_plugins.training.errors import CompressionError, RecipeError
     from nni_plugins.training.loop import Loop
     from nni_plugins.training.measure import latency_ms
     from nni_plugins.training.models import build_model
-    from nni_plugins.training.pipeline import compress, evaluate_test
+    from nni_plugins.training.pipeline import compress
     from nni_plugins.training.recipe import Recipe, load_recipe, recipe_from_dict
 
 _HOMES = {
@@ -29,7 +30,7 @@ _HOMES = {
     "latency_ms": "measure",
     "build_model": "models",
     "compress": "pipeline",
-    "evaluate_test": "pipeline",
+    "evaluate_test": "artefacts",
     "Recipe": "recipe",
     "load_recipe": "recipe",
     "recipe_from_dict": "recipe",

@@ -22,7 +22,7 @@ class Data:
     train, validation
         Iterables of batches (see :func:`nni_plugins.training.loaders.split_batch`).
     read_test
-        Returns the test loader. Only :func:`nni_plugins.training.pipeline.evaluate_test` calls it.
+        Returns the test loader. Only :func:`nni_plugins.training.artefacts.evaluate_test` calls it.
     example
         Inputs of one image, as the model takes them: the dummy input.
     shape, classes

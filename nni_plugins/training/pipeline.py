@@ -17,31 +17,27 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from nni_plugins.training.artefacts import COMPACT, GRIDS, MASKED, MASKS, METRICS, PLAN, RANKING, RECIPE, save_masks
 from nni_plugins.training.checkpoint import seed_everything, write_whole
 from nni_plugins.training.data import Data, build_data
-from nni_plugins.training.dense import DenseBaseline, dense_model, prepare_dense
+from nni_plugins.training.dense import DenseBaseline, dense_model
 from nni_plugins.training.errors import CompressionError, first_line
 from nni_plugins.training.export import FILES, INT8
 from nni_plugins.training.loop import Loop
 from nni_plugins.training.measure import latency_ms
-from nni_plugins.training.models import build_model
 from nni_plugins.training.objective import excess, objective
 from nni_plugins.training.prune import Masks, Pruned, apply_masks, mask_pairs, masks_left, prune
 from nni_plugins.training.rank import rank
 from nni_plugins.training.recalibrate import recalibrate
 from nni_plugins.training.recipe import Recipe
-from nni_plugins.training.weights import load_weights, save_weights
+from nni_plugins.training.weights import save_weights
 
 if TYPE_CHECKING:
     from nni_plugins.channels import Plan
     from nni_plugins.speedup import ModelSpeedup
     from nni_plugins.training.quantize import Quantized
 
-__all__ = ["COMPACT", "MASKED", "MASKS", "METRICS", "PLAN", "compress", "evaluate_test", "prepare_dense"]
-
-COMPACT, MASKED, MASKS = "compact.safetensors", "masked.safetensors", "masks.safetensors"
-PLAN, METRICS, RECIPE, CHECKPOINT = "plan.json", "metrics.json", "recipe.yml", "finetune-{}.pt"
-RANKING, GRIDS = "ranking.json", "grids.json"
+CHECKPOINT = "finetune-{}.pt"
 RECALIBRATE_PRUNED = 20  # batches, for a model that is not fine-tuned
 
 
@@ -129,83 +125,10 @@ def compress(
     return _finish(run)
 
 
-def evaluate_test(recipe: Recipe, path: str | Path) -> dict[str, Any]:
-    """Evaluate a finished model on the test split: the only reader of that split.
-
-    Parameters
-    ----------
-    recipe
-        Of the model.
-    path
-        A compact model (``compact.safetensors``), an ONNX file, or dense weights (:attr:`DenseBaseline.path`).
-
-    Returns
-    -------
-    dict
-        ``accuracy`` (``train.metric`` on the test split), ``metric`` (its name) and ``higher_is_better``.
-    """
-    data = build_data(recipe)
-    loop = Loop(recipe, data, "test")
-    model = loop.place(load_model(recipe, data, Path(path)))
-    value = loop.evaluate(model, data.read_test())
-    return {"accuracy": value, "metric": loop.metric.name, "higher_is_better": loop.metric.higher_is_better}
-
-
-def load_model(recipe: Recipe, data: Data, path: Path) -> nn.Module:
-    """Read a compact model, an ONNX file, or dense weights, of a recipe."""
-    if path.suffix == ".onnx":
-        from nni_plugins.training.export import OnnxModel
-
-        return OnnxModel(path)
-    from safetensors import safe_open
-
-    from nni_plugins.speedup import load_compact
-
-    def build() -> nn.Module:
-        return build_model(recipe, data.shape, data.classes, recipe.seed)
-
-    try:
-        with safe_open(path, "pt") as file:
-            compact = bool(file.metadata())
-    except Exception as error:  # safetensors has its own kinds
-        raise CompressionError(f"{path} cannot be read as a model: {first_line(error)}") from error
-    if compact:
-        try:
-            return load_compact(path, build)
-        except ValueError as error:
-            raise CompressionError(first_line(error)) from error
-    model = build()
-    load_weights(model, path)
-    return model
-
-
 def finetune_recipe(recipe: Recipe) -> Recipe:
     """Return the recipe whose ``train`` section is that of fine-tuning."""
     own = dataclasses.asdict(recipe.finetune)
     return recipe.with_values({f"train.{name}": value for name, value in own.items() if value is not None})
-
-
-def save_masks(masks: Masks, path: Path) -> None:
-    """Write masks as safetensors of bools, named ``module.parameter``."""
-    from safetensors.torch import save_file
-
-    flat = {
-        f"{module}.{name}" if module else name: (mask != 0).cpu().contiguous()
-        for module, targets in masks.items()
-        for name, mask in targets.items()
-    }
-    write_whole(path, lambda part: save_file(flat, part))
-
-
-def load_masks(path: str | Path) -> Masks:
-    """Read masks back in NNI's shapes, as floats."""
-    from safetensors.torch import load_file
-
-    masks: Masks = {}
-    for key, mask in load_file(path).items():
-        module, _, name = key.rpartition(".")
-        masks.setdefault(module, {})[name] = mask.float()
-    return masks
 
 
 def _key(recipe: Recipe) -> str:

@@ -11,7 +11,8 @@ from torch import nn
 
 from nni_plugins.cli import commands
 from nni_plugins.report.bench import bench
-from nni_plugins.training.pipeline import compress, prepare_dense
+from nni_plugins.training.dense import prepare_dense
+from nni_plugins.training.pipeline import compress
 from nni_plugins.training.recipe import recipe_from_dict
 
 pytest.importorskip("onnxscript")

@@ -7,7 +7,8 @@ from nni.algorithms.hpo.curvefitting_assessor import CurvefittingAssessor
 from nni.algorithms.hpo.medianstop_assessor import MedianstopAssessor
 from nni.assessor import AssessResult
 
-from nni_plugins.training.pipeline import compress, prepare_dense
+from nni_plugins.training.dense import prepare_dense
+from nni_plugins.training.pipeline import compress
 from nni_plugins.training.recipe import recipe_from_dict
 
 TREE = {

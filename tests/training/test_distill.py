@@ -8,11 +8,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from nni_plugins.training.data import build_data
-from nni_plugins.training.dense import dense_model
+from nni_plugins.training.dense import dense_model, prepare_dense
 from nni_plugins.training.distill import Distillation, build_teacher, dkd, kd, kept_channels
 from nni_plugins.training.errors import CompressionError, RecipeError
 from nni_plugins.training.loop import Loop
-from nni_plugins.training.pipeline import compress, prepare_dense
+from nni_plugins.training.pipeline import compress
 from nni_plugins.training.prune import prune
 from nni_plugins.training.recipe import recipe_from_dict
 from nni_plugins.training.sections import DistillSettings
@@ -137,7 +137,9 @@ def test_wrong_settings_are_one_line(dense, tmp_path, changes, says):
 
 
 def test_a_model_of_one_number_has_no_classes_to_teach():
-    recipe = recipe_from_dict(TREE).with_values({"distill.method": "kd", "train.loss": "mse", "train.metric": "mse"})
+    recipe = recipe_from_dict(TREE).with_values(
+        {"distill.method": "kd", "train.loss": "torch.nn.functional:mse_loss", "train.metric": "mse"}
+    )
     loop = Loop(recipe, build_data(recipe), "test")
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 1))
     with pytest.raises(CompressionError, match="one number, whose softmax is always 1; take feature"):

@@ -15,8 +15,10 @@ pytest.importorskip("onnxruntime")
 from nni_plugins.export.errors import ExportError
 from nni_plugins.export.onnx import export_onnx, read_metadata
 from nni_plugins.export.tensorrt import check_tensorrt, two_of_four
+from nni_plugins.training.artefacts import evaluate_test, load_model
 from nni_plugins.training.data import build_data
-from nni_plugins.training.pipeline import compress, evaluate_test, load_model, prepare_dense
+from nni_plugins.training.dense import prepare_dense
+from nni_plugins.training.pipeline import compress
 from nni_plugins.training.recipe import recipe_from_dict
 
 TREE = {

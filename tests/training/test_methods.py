@@ -8,7 +8,7 @@ import torch
 from nni_plugins.pruners import PRUNERS, GroupPruner
 from nni_plugins.pruners.choices import CHOICES
 from nni_plugins.training import RecipeError, compress, prepare_dense, recipe_from_dict
-from nni_plugins.training.pipeline import load_masks
+from nni_plugins.training.artefacts import load_masks
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +68,8 @@ def test_all_names_are_tried():
 
 @pytest.mark.parametrize("name", ["weight_magnitude", "hybrid"])
 def test_single_weights_stay_masked_when_the_compact_model_is_fine_tuned(base, dense, tmp_path, name):
+    from nni_plugins.training.artefacts import load_model
     from nni_plugins.training.data import build_data
-    from nni_plugins.training.pipeline import load_model
 
     recipe = base.with_values({"prune.pruner": name, "steps": ["prune", "speedup", "finetune"], **ALL[name]})
     compress(recipe, tmp_path, dense)

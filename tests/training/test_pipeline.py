@@ -16,8 +16,8 @@ from nni_plugins.training import (
     prepare_dense,
     recipe_from_dict,
 )
+from nni_plugins.training.artefacts import COMPACT, MASKED, load_masks, load_model
 from nni_plugins.training.loop import Loop
-from nni_plugins.training.pipeline import COMPACT, MASKED, load_masks, load_model
 from nni_plugins.training.weights import load_weights
 
 

@@ -9,10 +9,10 @@ import torch
 
 from nni_plugins.channels import ChannelGraph
 from nni_plugins.training.data import build_data
-from nni_plugins.training.dense import dense_model
+from nni_plugins.training.dense import dense_model, prepare_dense
 from nni_plugins.training.errors import CompressionError, RecipeError
 from nni_plugins.training.loop import Loop
-from nni_plugins.training.pipeline import compress, prepare_dense
+from nni_plugins.training.pipeline import compress
 from nni_plugins.training.rank import rank
 from nni_plugins.training.recipe import recipe_from_dict
 
