@@ -64,7 +64,12 @@ def test_one_sparsity_for_all_groups_below_a_prefix(dense):
         dense, **{"prune.groups.layer1": 0.5, "prune.groups.layer2": 0.5, "prune.target": "channels"}
     )
     _, ranked = rank(recipe, model, loop, graph)
-    assert len(ranked) > 1
+    assert len(ranked) == 6
+    drawn = [item for item in ranked if len(set(item.sparsities.values())) > 1]
+    assert len(drawn) >= 4  # the recipe's own allocation is not drawn
+    for item in drawn:
+        shares = [share for name, share in item.sparsities.items() if name.startswith("layer2")]
+        assert max(shares, default=0) - min(shares, default=0) <= 1 / 16  # but for rounding: 16 channels each
 
 
 @pytest.mark.parametrize("target", ["params", "channels"])
