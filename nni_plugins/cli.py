@@ -6,15 +6,15 @@ Each command imports what it needs when it runs, so that ``nni-plugins --help`` 
 from __future__ import annotations
 
 import json
+import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from nni_plugins import __version__
+from nni_plugins.command.errors import DEBUG, FAILED, OneLineGroup
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,7 +23,7 @@ PATH = click.Path(path_type=Path)
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 port_option = click.option(
-    "--port", type=int, default=8080, envvar="NNI_PLUGINS_PORT", show_default=True, help="Port of NNI's web page."
+    "--port", type=click.IntRange(1, 65535), default=8080, envvar="NNI_PLUGINS_PORT", show_default=True, help="Port of NNI's web page."
 )
 experiments_folder = click.option(
     "--experiments-folder",
@@ -34,10 +34,13 @@ experiments_folder = click.option(
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")
 
 
-@click.group(context_settings=SETTINGS)
+@click.group(cls=OneLineGroup, context_settings=SETTINGS)
 @click.version_option(__version__, prog_name="nni-plugins")
-def commands() -> None:
+@click.option("--debug", is_flag=True, help=f"Show the traceback of an error (or set {DEBUG}=1).")
+def commands(debug: bool) -> None:
     """Find a compact model with NNI, and prove that it equals the masked one."""
+    if debug:
+        os.environ[DEBUG] = "1"  # for the processes that this one starts, too
 
 
 @commands.command()
@@ -65,14 +68,13 @@ def run(
     evaluated on the test split once, a table dense against compact, report.md, pareto.png and the compact model itself.
     Ctrl-C stops it so that `nnictl resume` goes on with it.
     """
-    with one_line_errors():
-        from nni_plugins.experiment.session import run_experiment
+    from nni_plugins.experiment.session import run_experiment
 
-        console = make_console(as_json)
-        findings, written = run_experiment(
-            experiment, port, console, experiments_folder, output, trials, concurrency, resume
-        )
-        show_findings(findings, written, console, as_json)
+    console = make_console(as_json)
+    findings, written = run_experiment(
+        experiment, port, console, experiments_folder, output, trials, concurrency, resume
+    )
+    show_findings(findings, written, console, as_json)
 
 
 @commands.command()
@@ -82,13 +84,12 @@ def run(
 @as_json
 def report(experiment: str | None, experiments_folder: Path | None, output: Path | None, as_json: bool) -> None:
     """Report on an experiment that nnictl ran: by id or folder, the newest one by default."""
-    with one_line_errors():
-        from nni_plugins.experiment.finish import finish
-        from nni_plugins.experiment.manifest import find_experiment
+    from nni_plugins.experiment.finish import finish
+    from nni_plugins.experiment.manifest import find_experiment
 
-        console = make_console(as_json)
-        findings, written = finish(find_experiment(experiment, experiments_folder), output, console.print)
-        show_findings(findings, written, console, as_json)
+    console = make_console(as_json)
+    findings, written = finish(find_experiment(experiment, experiments_folder), output, console.print)
+    show_findings(findings, written, console, as_json)
 
 
 @commands.command()
@@ -98,14 +99,13 @@ def report(experiment: str | None, experiments_folder: Path | None, output: Path
 @as_json
 def status(experiment: str | None, experiments_folder: Path | None, everything: bool, as_json: bool) -> None:
     """Show an experiment's trials, with the reason of each that failed; the newest experiment by default."""
-    with one_line_errors():
-        from nni_plugins.experiment import status as view
+    from nni_plugins.experiment import status as view
 
-        data = view.list_experiments() if everything else view.experiment_status(experiment, experiments_folder)
-        if as_json:
-            click.echo(json.dumps(data, indent=2))
-        else:
-            view.show(data, make_console(False))
+    data = view.list_experiments() if everything else view.experiment_status(experiment, experiments_folder)
+    if as_json:
+        click.echo(json.dumps(data, indent=2))
+    else:
+        view.show(data, make_console(False))
 
 
 @commands.command()
@@ -115,12 +115,11 @@ def status(experiment: str | None, experiments_folder: Path | None, everything: 
 @as_json
 def compress(recipe: Path, output: Path | None, changes: tuple[str, ...], as_json: bool) -> None:
     """Prune, fine-tune and compact a model by a recipe, without NNI's tuner."""
-    with one_line_errors():
-        from nni_plugins.experiment.single import compress_recipe
+    from nni_plugins.experiment.single import compress_recipe
 
-        console = make_console(as_json)
-        findings, written = compress_recipe(recipe, output, dict(map(parse_change, changes)), console)
-        show_findings(findings, written, console, as_json)
+    console = make_console(as_json)
+    findings, written = compress_recipe(recipe, output, dict(map(parse_change, changes)), console)
+    show_findings(findings, written, console, as_json)
 
 
 @commands.command()
@@ -147,10 +146,9 @@ def inspect(**options: Any) -> None:
 
     MODEL is module:function or path/to/file.py:function (a function or class that makes the model), or a recipe.
     """
-    with one_line_errors():
-        from nni_plugins.report.inspect import run
+    from nni_plugins.report.inspect import run
 
-        run(**options)
+    run(**options)
 
 
 @commands.command()
@@ -181,10 +179,9 @@ def space(**options: Any) -> None:
 
     Example: nni-plugins space torchvision.models:resnet18 --input 1x3x224x224 --per stage > space.yml
     """
-    with one_line_errors():
-        from nni_plugins.report.space import run
+    from nni_plugins.report.space import run
 
-        run(**options)
+    run(**options)
 
 
 @commands.command()
@@ -204,10 +201,9 @@ def bench(**options: Any) -> None:
 
     Example: nni-plugins bench outputs/compress-digits --batches 1,8
     """
-    with one_line_errors():
-        from nni_plugins.report.bench import run
+    from nni_plugins.report.bench import run
 
-        run(**options)
+    run(**options)
 
 
 @commands.command()
@@ -225,10 +221,9 @@ def export(**options: Any) -> None:
 
     Example: nni-plugins export outputs/compress-digits --format onnx --format pt2
     """
-    with one_line_errors():
-        from nni_plugins.report.export import run
+    from nni_plugins.report.export import run
 
-        run(**options)
+    run(**options)
 
 
 @commands.command()
@@ -237,10 +232,9 @@ def export(**options: Any) -> None:
 @as_json
 def doctor(port: int, experiments_folder: Path | None, as_json: bool) -> None:
     """Check that NNI can work here, and say how to mend what cannot."""
-    with one_line_errors():
-        from nni_plugins.compat.doctor import run_checks
+    from nni_plugins.compat.doctor import run_checks
 
-        findings = run_checks(experiments_folder, port)
+    findings = run_checks(experiments_folder, port)
     if as_json:
         click.echo(json.dumps([finding.to_dict() for finding in findings], indent=2))
     else:
@@ -250,7 +244,7 @@ def doctor(port: int, experiments_folder: Path | None, as_json: bool) -> None:
             if finding.remedy:
                 click.echo(f"      {finding.remedy}")
     if not all(finding.ok for finding in findings):
-        sys.exit(1)
+        sys.exit(FAILED)
 
 
 def parse_change(text: str, option: str = "--set") -> tuple[str, Any]:
@@ -288,25 +282,9 @@ def show_findings(findings: Any, written: Path, console: Console, as_json: bool)
     console.print(f"report: {written / 'report.md'}", highlight=False, soft_wrap=True)
 
 
-@contextmanager
-def one_line_errors() -> Iterator[None]:
-    """A user's mistake ends in one line and exit status 1; 130 after Ctrl-C."""
-    from nni_plugins.experiment.errors import ExperimentError, Interrupted
-    from nni_plugins.training.errors import CompressionError, RecipeError
-
-    try:
-        yield
-    except (ExperimentError, RecipeError, CompressionError) as error:
-        click.echo(f"nni-plugins: {error}", err=True)
-        sys.exit(1)
-    except (Interrupted, KeyboardInterrupt) as stop:
-        click.echo(f"nni-plugins: {stop or 'interrupted'}", err=True)
-        sys.exit(130)
-
-
 def main() -> None:
     """The console script."""
-    commands()
+    commands(prog_name="nni-plugins")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,153 @@
+"""Every end of a command: its exit code, and one line on standard error where it is not 0.
+
+====  ==============================================================================================
+code  meaning
+====  ==============================================================================================
+0     done
+1     a mistake in a file or a model, or a task that failed; the line says which and what to do
+2     wrong arguments
+70    a defect of nni-plugins; the line names the file that holds the traceback
+130   stopped by Ctrl-C
+====  ==============================================================================================
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import errno
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+OK, FAILED, USAGE, DEFECT, INTERRUPTED = 0, 1, 2, 70, 130
+DEBUG = "NNI_PLUGINS_DEBUG"
+"""Set to 1, errors come with their tracebacks; so does ``nni-plugins --debug``."""
+
+
+class OneLineGroup(click.Group):
+    """A group of commands in which every error is one line and an exit code."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Run; see :meth:`click.Command.main`."""
+        if not standalone_mode:
+            return super().main(args, prog_name, complete_var, False, **extra)
+        try:
+            code = super().main(args, prog_name, complete_var, False, **extra)
+            sys.stdout.flush()
+        except BaseException as error:
+            sys.exit(exit_code_of(error))
+        sys.exit(code if isinstance(code, int) else OK)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; Ctrl-C is told by :func:`exit_code_of`, not by click."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise Stopped from None
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command, or name the nearest one."""
+        name = args[0]
+        if self.get_command(ctx, name) is None and not name.startswith("-"):
+            near = difflib.get_close_matches(name, self.list_commands(ctx), 1, 0.5)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(self.list_commands(ctx))}"
+            raise click.UsageError(f"{name} is no command; {hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+class Stopped(BaseException):
+    """Ctrl-C during a command."""
+
+
+def exit_code_of(error: BaseException) -> int:
+    """Write what happened to standard error, in one line, and return the exit code for it."""
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else FAILED if error.code else OK
+    if isinstance(error, OSError) and error.errno == errno.EPIPE:  # the reader of a pipe, such as head, has enough
+        _mute_stdout()
+        return FAILED
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        click.echo(error.format_message(), err=True)
+        return USAGE
+    if os.environ.get(DEBUG, "0") not in ("", "0"):
+        traceback.print_exception(error)
+    code, text = _said(error)
+    click.echo(" ".join(text.split()), err=True)
+    return code
+
+
+def _said(error: BaseException) -> tuple[int, str]:
+    """The exit code and the line for an exception."""
+    if isinstance(error, click.ClickException):
+        return error.exit_code, _usage(error)
+    if isinstance(error, (Stopped, KeyboardInterrupt, click.Abort)) or type(error).__name__ == "Interrupted":
+        return INTERRUPTED, f"nni-plugins: {error if str(error).strip() else 'stopped by Ctrl-C'}"
+    if type(error).__module__.startswith("nni_plugins."):  # all of them are written for the user
+        return FAILED, f"nni-plugins: {error}"
+    if isinstance(error, MemoryError):
+        return FAILED, "nni-plugins: out of memory; use a smaller input, batch or model, or a larger machine"
+    if isinstance(error, OSError) and error.strerror:
+        place = f"{error.filename}: " if error.filename else ""
+        return FAILED, f"nni-plugins: {place}{error.strerror}{_remedy(error)}"
+    return DEFECT, _defect(error)
+
+
+def _usage(error: click.ClickException) -> str:
+    """One of click's errors, with the place to read on."""
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context is not None else "nni-plugins"
+    text = error.format_message().strip().rstrip(".")
+    text = text[:1].lower() + text[1:] if text[1:2].islower() else text
+    more = f"; see {path} --help" if isinstance(error, click.UsageError) else ""
+    return f"{path}: {text}{more}"
+
+
+def _remedy(error: OSError) -> str:
+    remedies = {
+        errno.ENOSPC: "; free some space, or choose another place with --output or --experiments-folder",
+        errno.EDQUOT: "; free some space, or choose another place with --output or --experiments-folder",
+        errno.EACCES: "; give yourself the right, or choose another place",
+        errno.EPERM: "; give yourself the right, or choose another place",
+        errno.EROFS: "; choose another place",
+        errno.EMFILE: "; raise the limit with ulimit -n",
+    }
+    return remedies.get(error.errno or 0, "")
+
+
+def _defect(error: BaseException) -> str:
+    """The line for an exception that nobody expected; its traceback goes to a file that only the user can read."""
+    from nni_plugins import __version__
+
+    words = " ".join(str(error).split())
+    words = words if len(words) <= 200 else words[:197] + "..."
+    what = f"{type(error).__name__}: {words}" if words else type(error).__name__
+    try:
+        handle, path = tempfile.mkstemp(prefix="nni-plugins-", suffix=".log")
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(f"nni-plugins {__version__}, Python {sys.version}\n{' '.join(sys.argv)}\n\n")
+            traceback.print_exception(error, file=file)
+        where = f"please report it with {path}"
+    except OSError:
+        where = f"set {DEBUG}=1 to see where"
+    return f"nni-plugins: a defect of nni-plugins ({what}); {where} (`nni-plugins --debug ...` shows the traceback)"
+
+
+def _mute_stdout() -> None:
+    """Let the interpreter's last flush find no broken pipe."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
