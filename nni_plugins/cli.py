@@ -23,7 +23,12 @@ PATH = click.Path(path_type=Path)
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 port_option = click.option(
-    "--port", type=click.IntRange(1, 65535), default=8080, envvar="NNI_PLUGINS_PORT", show_default=True, help="Port of NNI's web page."
+    "--port",
+    type=click.IntRange(1, 65535),
+    default=8080,
+    envvar="NNI_PLUGINS_PORT",
+    show_default=True,
+    help="Port of NNI's web page.",
 )
 experiments_folder = click.option(
     "--experiments-folder",
