@@ -249,7 +249,8 @@ def _start_once(config: Any, port: int, folder: Path) -> Running:
         raise ExperimentError(
             f"NNI's manager did not start: {_one_line(error)}; see {log}/nnictl_stderr.log and `nni-plugins doctor`"
         ) from None
-    return Running(experiment.id, port, folder / experiment.id, Manager(port), experiment, config.max_trial_number)
+    manager = Manager(port, folder=folder / experiment.id)
+    return Running(experiment.id, port, folder / experiment.id, manager, experiment, config.max_trial_number)
 
 
 def _early_error(running: Running) -> str:

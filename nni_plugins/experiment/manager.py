@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import requests
@@ -21,10 +22,13 @@ class Manager:
         The ``urlPrefix`` of the experiment, if it has one.
     timeout
         Seconds to wait for one answer.
+    folder
+        The experiment's folder, where its trials' files are looked for.
     """
 
-    def __init__(self, port: int, prefix: str | None = None, timeout: float = 20.0) -> None:
+    def __init__(self, port: int, prefix: str | None = None, timeout: float = 20.0, folder: Path | None = None) -> None:
         self.port = port
+        self.folder = folder
         self.timeout = timeout
         path = "/".join(part.strip("/") for part in (prefix or "", "api/v1/nni") if part)
         self.url = f"http://127.0.0.1:{port}/{path}"
@@ -55,7 +59,7 @@ class Manager:
 
     def trials(self) -> list[Trial]:
         """Every trial so far, by number."""
-        return from_rest(self.get("trial-jobs"))
+        return from_rest(self.get("trial-jobs"), self.folder)
 
 
 def experiment_on(port: int) -> str | None:

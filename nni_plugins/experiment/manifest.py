@@ -41,7 +41,9 @@ class Known:
 
     def trials(self) -> list[Trial]:
         """Its trials: asked of the manager while it runs, else from its database."""
-        return Manager(self.port, self.prefix).trials() if self.port is not None else from_database(self.folder)
+        if self.port is None:
+            return from_database(self.folder)
+        return Manager(self.port, self.prefix, folder=self.folder).trials()
 
     def profile(self) -> dict[str, Any]:
         """NNI's profile of it, from the same place."""

@@ -7,6 +7,7 @@ experiment.
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 from collections.abc import Iterable
 from contextlib import closing
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from nni_plugins.experiment.errors import ExperimentError
-from nni_plugins.experiment.folders import METRICS, failure_reason, read_json
+from nni_plugins.experiment.folders import FAILURE, METRICS, failure_reason, read_json
 
 ENDED = ("SUCCEEDED", "FAILED", "USER_CANCELED", "SYS_CANCELED", "EARLY_STOPPED")
 UNFINISHED = "UNFINISHED"
@@ -60,8 +61,12 @@ class Trial:
 
     @property
     def reason(self) -> str:
-        """Why the trial failed; empty for one that did not."""
-        return failure_reason(self.folder) if self.status == "FAILED" else ""
+        """Why the trial failed, or was lost with its machine; empty for one that did not."""
+        if self.status == "FAILED":
+            return failure_reason(self.folder)
+        if self.status in ("USER_CANCELED", "SYS_CANCELED") and self.folder is not None:
+            return str((read_json(self.folder / FAILURE) or {}).get("reason", ""))
+        return ""
 
     def to_dict(self) -> dict[str, Any]:
         """The trial as plain data, for ``--json``."""
@@ -78,8 +83,8 @@ class Trial:
         }
 
 
-def from_rest(answer: Iterable[dict[str, Any]]) -> list[Trial]:
-    """The trials in the answer of ``GET /trial-jobs``, by number."""
+def from_rest(answer: Iterable[dict[str, Any]], experiment: Path | None = None) -> list[Trial]:
+    """The trials in the answer of ``GET /trial-jobs``, by number; `experiment` is the experiment's folder."""
     return _by_number(
         Trial(
             id=job["trialJobId"],
@@ -89,7 +94,7 @@ def from_rest(answer: Iterable[dict[str, Any]]) -> list[Trial]:
             metrics=_metrics((job.get("finalMetricData") or [{}])[-1].get("data")),
             started=_seconds(job.get("startTime")),
             ended=_seconds(job.get("endTime")),
-            folder=_folder(job.get("logPath")),
+            folder=_folder(job.get("logPath"), experiment),
         )
         for job in answer
     )
@@ -113,7 +118,7 @@ def from_database(experiment: Path) -> list[Trial]:
             entry["status"] = event if event in ENDED else UNFINISHED
             entry["ended"] = _seconds(stamp) if event in ENDED else None
             entry["parameters"] = _parameters(data) or entry["parameters"]
-            entry["folder"] = _folder(folder) or entry["folder"]
+            entry["folder"] = _folder(folder, experiment) or entry["folder"]
             if sequence is not None:
                 entry["sequence"] = int(sequence)
             if event == "RUNNING":
@@ -187,9 +192,23 @@ def _seconds(milliseconds: Any) -> float | None:
     return None if not isinstance(milliseconds, (int, float)) else milliseconds / 1000
 
 
-def _folder(path: str | None) -> Path | None:
-    """NNI gives a local trial's folder as a path or as ``file://host:path``; a remote one is ``host:path``."""
+IN_EXPERIMENT = re.compile(r"environments[/\\]([\w.-]+)[/\\]trials[/\\]([\w.-]+)[/\\]?$")
+"""The end of a trial's path, below its experiment's folder."""
+
+
+def _folder(path: str | None, experiment: Path | None) -> Path | None:
+    """Where a trial's files are on this machine.
+
+    NNI gives a local trial's folder as a path or as ``file://host:path``, and a remote one's as ``host:path``. The
+    folder of that name below `experiment` counts first: a remote trial's files are brought there, and there they are
+    when the experiment's folder was moved.
+    """
     if not path:
         return None
+    end = IN_EXPERIMENT.search(path)
+    if end and experiment is not None and not {".", ".."} & set(end.groups()):
+        folder = experiment / "environments" / end[1] / "trials" / end[2]
+        if folder.is_dir():
+            return folder
     folder = Path(path.split("://", 1)[1].split(":", 1)[1]) if path.startswith("file://") else Path(path)
     return folder if folder.is_dir() else None

@@ -1,0 +1,54 @@
+// Loaded into NNI's node processes before anything else (NODE_OPTIONS=--require), by nni_plugins/experiment/node.py.
+//
+// What NNI's own code does not do, one file each; nothing is changed on disk:
+//   loopback.js  listens on this machine only
+//   ssh.js       knows its machines by their keys, leads workers back through the SSH connection, reconnects
+//   gpus.js      gives a trial all GPUs of a machine where it asks for all
+//   waiting.js   says why no trial is started
+'use strict';
+
+const fs = require('fs');
+const Module = require('module');
+const path = require('path');
+
+const settings = JSON.parse(process.env.NNI_PLUGINS_NODE || '{}');
+for (const [name, value] of Object.entries({ NNI_PLUGINS_NODE: null, NODE_OPTIONS: settings.nodeOptions })) {
+    if (value) {
+        process.env[name] = value;
+    } else {
+        delete process.env[name]; // trials and tuners get the environment of this process
+    }
+}
+
+function option(name) {
+    const index = process.argv.indexOf(name);
+    return index < 0 ? undefined : process.argv[index + 1];
+}
+
+// One line of JSON in log/machines.jsonl of the experiment's folder; `nni-plugins status` reads it.
+const experiments = option('--experiments-directory');
+const log = experiments ? path.join(experiments, option('--experiment-id') || '', 'log', 'machines.jsonl') : null;
+function note(event) {
+    if (log) {
+        fs.appendFile(log, JSON.stringify({ time: Date.now() / 1000, ...event }) + '\n', () => {});
+    }
+}
+
+const context = { settings, note, port: Number(option('--port')) };
+const patches = [];
+for (const part of ['loopback', 'gpus', 'waiting', 'ssh']) {
+    patches.push(...require('./' + part)(context));
+}
+
+// Each patch is [end of a file's path, what is done with its exports].
+const load = Module.prototype.load;
+Module.prototype.load = function (filename) {
+    const result = load.call(this, filename);
+    const unix = filename.replaceAll('\\', '/');
+    for (const [ending, patch] of patches) {
+        if (unix.endsWith(ending)) {
+            patch(this.exports);
+        }
+    }
+    return result;
+};
