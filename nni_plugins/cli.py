@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 PATH = click.Path(path_type=Path)
+SECONDS = click.FloatRange(0, 3600, min_open=True)
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 port_option = click.option(
@@ -49,35 +50,45 @@ def commands(debug: bool) -> None:
 
 
 @commands.command()
-@click.argument("experiment", type=PATH)
+@click.argument("experiment", type=PATH, required=False)
 @port_option
 @experiments_folder
 @click.option("--output", type=PATH, help="Where the report and the best model go (default: outputs/NAME-ID).")
 @click.option("--trials", type=click.IntRange(1), help="In place of maxTrialNumber in config.yml.")
 @click.option("--concurrency", type=click.IntRange(1), help="In place of trialConcurrency in config.yml.")
-@click.option("--resume", metavar="ID", help="Go on with an architecture search (nnictl resumes all others).")
+@click.option(
+    "--resume", metavar="ID", help="Go on with a stopped experiment; an architecture search needs EXPERIMENT."
+)
+@click.option(
+    "--listen",
+    type=click.Choice(["127.0.0.1", "0.0.0.0"]),
+    default="127.0.0.1",
+    show_default=True,
+    help="Where NNI's web page can be seen from: it has no password, and can start any command.",
+)
 @as_json
 def run(
-    experiment: Path,
+    experiment: Path | None,
     port: int,
     experiments_folder: Path | None,
     output: Path | None,
     trials: int | None,
     concurrency: int | None,
     resume: str | None,
+    listen: str,
     as_json: bool,
 ) -> None:
     """Run the experiment in a folder (or config.yml), and report on its best model.
 
     The same experiment as `nnictl create --config EXPERIMENT/config.yml`, followed to its end: progress, the best model
     evaluated on the test split once, a table dense against compact, report.md, pareto.png and the compact model itself.
-    Ctrl-C stops it so that `nnictl resume` goes on with it.
+    Ctrl-C stops it so that `--resume ID` goes on with it.
     """
     from nni_plugins.experiment.session import run_experiment
 
     console = make_console(as_json)
     findings, written = run_experiment(
-        experiment, port, console, experiments_folder, output, trials, concurrency, resume
+        experiment, port, console, experiments_folder, output, trials, concurrency, resume, listen
     )
     show_findings(findings, written, console, as_json)
 
@@ -196,7 +207,7 @@ def space(**options: Any) -> None:
 @click.option("--batches", default="1,32", show_default=True, help="Sizes of the batch.")
 @click.option("--runtimes", default="eager,compile,onnx,int8", show_default=True)
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="CPU threads of every runtime.")
-@click.option("--seconds", type=float, default=1.0, show_default=True, help="For each contender at each size.")
+@click.option("--seconds", type=SECONDS, default=1.0, show_default=True, help="For each contender at each size.")
 @click.option("--memory", is_flag=True, help="Peak memory too, each in a process of its own.")
 @as_json
 def bench(**options: Any) -> None:

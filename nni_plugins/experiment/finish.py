@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from nni_plugins.experiment.ablation import ABLATION, without_teacher
 from nni_plugins.experiment.best_trials import FINETUNED, finetune_best
+from nni_plugins.experiment.bring import bring_dense, bring_missing
 from nni_plugins.experiment.errors import ExperimentError
 from nni_plugins.experiment.folders import METRICS, read_json
 from nni_plugins.experiment.manifest import Known
@@ -69,7 +70,7 @@ def finish(known: Known, output: Path | None, say: Callable[[str], Any]) -> tupl
     from nni_plugins.training import load_recipe, prepare_dense
     from nni_plugins.training.errors import NoTestSplit
 
-    trials = known.trials()
+    trials = bring_missing(known, known.trials(), say)
     order = ranked(trials)
     if not order:
         raise ExperimentError(no_winner(known, trials))
@@ -80,6 +81,7 @@ def finish(known: Known, output: Path | None, say: Callable[[str], Any]) -> tupl
     winner = order[0]
     recipe = load_recipe(folder_of(winner) / "recipe.yml")
     metrics = read_json(folder_of(winner) / METRICS) or {}
+    bring_dense(known, winner.id)
     dense = prepare_dense(recipe, known.folder / "dense", say)
     say(f"trial {winner.id} is the best; reading the test split")
     test: dict[str, float | None] = {"dense": None, "compact": None}

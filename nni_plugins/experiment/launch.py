@@ -13,16 +13,21 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from nni_plugins.experiment.errors import ExperimentError
+from nni_plugins.experiment.machines import Found, Machine, check_machines, host_keys, machines_of
 from nni_plugins.experiment.manager import Manager, experiment_on
+from nni_plugins.experiment.node import LOOPBACK, preloaded
+
+if TYPE_CHECKING:
+    from nni_plugins.experiment.manifest import Known
 
 START_SECONDS = 90.0
 """NNI gives its web server four seconds to start, which a busy machine does not keep."""
@@ -41,11 +46,13 @@ class Running:
     manager: Manager
     handle: Any
     trials_wanted: int | None
+    machines: tuple[Machine, ...] = ()
+    listen: str = LOOPBACK
 
     @property
     def resume_command(self) -> str:
         """How to go on with it after a stop."""
-        return f"nnictl resume {self.id} --port {self.port}"
+        return f"nni-plugins run --resume {self.id} --port {self.port}"
 
     def alive(self) -> bool:
         """Whether the manager's process is there."""
@@ -105,7 +112,10 @@ def load_config(
             config.max_trial_number = trials
         if concurrency is not None:
             config.trial_concurrency = concurrency
-        config.trial_command = own_interpreter(config.trial_command)
+        if getattr(config.training_service, "platform", None) == "remote":
+            config.nni_manager_ip = LOOPBACK  # workers come back through their SSH connection
+        else:
+            config.trial_command = own_interpreter(config.trial_command)
         config = config.canonical_copy()
         config.validate()
         _check_space(config)
@@ -206,10 +216,58 @@ def check_port(port: int) -> None:
             raise ExperimentError(f"port {port} is taken by {owner}; choose another one with --port") from None
 
 
-def start(config: Any, port: int, attempts: int = 3) -> Running:
+def load_stopped(known: Known) -> Any:
+    """NNI's configuration of a stopped experiment, to go on with it.
+
+    Raises
+    ------
+    ExperimentError
+        When it still runs, or its configuration cannot be read.
+    """
+    from nni.experiment.launcher import get_stopped_experiment_config
+
+    if known.port is not None:
+        raise ExperimentError(
+            f"experiment {known.id} still runs on port {known.port}; `nnictl stop {known.id}` stops it"
+        )
+    try:
+        return get_stopped_experiment_config(known.id, known.folder.parent)
+    except Exception as error:
+        raise ExperimentError(f"{known.folder}: its configuration cannot be read ({_one_line(error)})") from None
+
+
+def look_at_machines(config: Any) -> list[Found]:
+    """Check the remote machines of an experiment; see :func:`nni_plugins.experiment.machines.check_machines`."""
+    machines = machines_of(config)
+    return check_machines(machines, config.trial_gpu_number) if machines else []
+
+
+def start(
+    config: Any,
+    port: int,
+    attempts: int = 3,
+    found: Sequence[Found] = (),
+    listen: str = LOOPBACK,
+    resume: str | None = None,
+) -> Running:
     """Start NNI's manager for `config`; it outlives this process unless :meth:`Running.stop` is called.
 
     NNI gives its tuner ten seconds to start, which a busy machine does not always keep: then it is started again.
+
+    Parameters
+    ----------
+    config
+        NNI's configuration.
+    port
+        Of the web page and REST API.
+    attempts
+        How often it is tried.
+    found
+        The remote machines, as they were found.
+    listen
+        The address that the manager listens on.
+    resume
+        Id of the stopped experiment to go on with.
 
     Raises
     ------
@@ -223,7 +281,7 @@ def start(config: Any, port: int, attempts: int = 3) -> Running:
     except OSError as error:
         raise ExperimentError(f"{folder}: the experiments folder cannot be made ({error.strerror})") from None
     while True:
-        running = _start_once(config, port, folder)
+        running = _start_once(config, port, folder, found, listen, resume)
         reason = _early_error(running)
         if not reason:
             return running
@@ -234,23 +292,28 @@ def start(config: Any, port: int, attempts: int = 3) -> Running:
             raise ExperimentError(f"NNI's manager did not start: {reason}; see {log}/dispatcher.log")
 
 
-def _start_once(config: Any, port: int, folder: Path) -> Running:
+def _start_once(
+    config: Any, port: int, folder: Path, found: Sequence[Found], listen: str, resume: str | None
+) -> Running:
     import nni
     from nni.experiment import Experiment, RunMode
 
     nni.silence_stdout()
     logging.getLogger("nni.experiment").propagate = False  # NNI's word stays in log/experiment.log
-    experiment = Experiment(config)
+    experiment = Experiment(config, id=resume)
+    experiment._action = "create" if resume is None else "resume"
     try:
-        with _patience():
+        with _patience(), preloaded(listen, host_keys(found) if found else None):
             experiment.start(port, run_mode=RunMode.Detach)
     except Exception as error:
         log = folder / experiment.id / "log"
         raise ExperimentError(
             f"NNI's manager did not start: {_one_line(error)}; see {log}/nnictl_stderr.log and `nni-plugins doctor`"
         ) from None
-    manager = Manager(port, folder=folder / experiment.id)
-    return Running(experiment.id, port, folder / experiment.id, manager, experiment, config.max_trial_number)
+    own = folder / experiment.id
+    machines = tuple(one.machine for one in found)
+    manager = Manager(port, folder=own)
+    return Running(experiment.id, port, own, manager, experiment, config.max_trial_number, machines, listen)
 
 
 def _early_error(running: Running) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,9 +14,11 @@ from nni_plugins.experiment.best_trials import FINETUNED
 from nni_plugins.experiment.errors import ExperimentError
 from nni_plugins.experiment.finish import KEPT, finish
 from nni_plugins.experiment.folders import METRICS, read_json
-from nni_plugins.experiment.launch import Running, _early_error, _patience, check_port
+from nni_plugins.experiment.launch import Running, _early_error, _patience, check_port, look_at_machines
+from nni_plugins.experiment.machines import Found, host_keys
 from nni_plugins.experiment.manifest import Known, find_experiment
 from nni_plugins.experiment.nas_config import NasSettings, load_nas_config
+from nni_plugins.experiment.node import LOOPBACK, preloaded
 from nni_plugins.experiment.trials import Trial, from_database, ranked
 
 if TYPE_CHECKING:
@@ -35,6 +38,7 @@ def run_nas(
     trials: int | None = None,
     concurrency: int | None = None,
     resume: str | None = None,
+    listen: str = LOOPBACK,
 ) -> tuple[Findings, Path]:
     """Run an architecture search from its configuration to its report.
 
@@ -52,6 +56,8 @@ def run_nas(
         The folder for the report and the best models; ``outputs/NAME-ID`` by default.
     resume
         Id of a stopped run of the same search to go on with: its trials count, and its strategy knows them.
+    listen
+        The address that NNI's manager listens on.
 
     Returns
     -------
@@ -62,14 +68,16 @@ def run_nas(
     ExperimentError, Interrupted
         With one line each; the manager that was started has been stopped.
     """
-    from nni_plugins.experiment.session import followed
+    from nni_plugins.experiment.session import followed, show_machines
 
     folder, earlier = _earlier(resume, experiments_folder)
     config, settings = load_nas_config(path, folder, trials, concurrency)
     experiment = make_experiment(config, settings, path, resume)
     command = again(path, experiment.id)
     name = config.experiment_name or path.resolve().parent.name
-    known = followed(lambda: launch(experiment, config, port, earlier, command), name, console)
+    machines = look_at_machines(config)
+    show_machines(machines, console)
+    known = followed(lambda: launch(experiment, config, port, earlier, command, machines, listen), name, console)
     findings, written = finish(known, output, console.print)
     export_top_models(whole(known, known.trials()), settings.top, written, console.print)
     return findings, written
@@ -110,7 +118,15 @@ def make_experiment(config: Any, settings: NasSettings, path: Path, resume: str 
     return WatchedNasExperiment(space, evaluator, strategy, config, id=resume)
 
 
-def launch(experiment: Any, config: Any, port: int, earlier: list[Trial], command: str) -> Running:
+def launch(
+    experiment: Any,
+    config: Any,
+    port: int,
+    earlier: list[Trial],
+    command: str,
+    machines: Sequence[Found] = (),
+    listen: str = LOOPBACK,
+) -> Running:
     """Start the manager and the strategy; returns once a trial is there."""
     import logging
 
@@ -126,12 +142,12 @@ def launch(experiment: Any, config: Any, port: int, earlier: list[Trial], comman
         raise ExperimentError(f"{folder}: the experiments folder cannot be made ({error.strerror})") from None
     nni.silence_stdout()
     logging.getLogger("nni.experiment").propagate = False
-    manager = StrategyManager(port, experiment)
-    running = _Watched(
-        experiment.id, port, folder / experiment.id, manager, experiment, config.max_trial_number, command
-    )
+    manager = StrategyManager(port, experiment, folder / experiment.id)
+    hosts = tuple(one.machine for one in machines)
+    wanted = config.max_trial_number
+    running = _Watched(experiment.id, port, folder / experiment.id, manager, experiment, wanted, hosts, listen, command)
     try:
-        with _patience():
+        with _patience(), preloaded(listen, host_keys(machines) if machines else None):
             experiment.start_watched(port, [(trial.parameters, trial.default) for trial in earlier])
         reason = _early_error(running)
     except Exception as error:

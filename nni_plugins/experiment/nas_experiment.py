@@ -5,6 +5,7 @@ NNI's own runs the strategy in the main thread, and returns when it is over.
 
 import logging
 import threading
+from pathlib import Path
 from typing import Any
 
 from nni.experiment import RunMode
@@ -98,8 +99,8 @@ class WatchedNasExperiment(NasExperiment):
 class StrategyManager(Manager):
     """The manager of a watched experiment: NNI's word, and what becomes of the strategy, of which NNI knows nothing."""
 
-    def __init__(self, port: int, experiment: WatchedNasExperiment) -> None:
-        super().__init__(port)
+    def __init__(self, port: int, experiment: WatchedNasExperiment, folder: Path | None = None) -> None:
+        super().__init__(port, folder=folder)
         self._experiment = experiment
 
     def status(self) -> tuple[str, list[str]]:

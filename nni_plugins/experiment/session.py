@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import getpass
+import socket
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nni_plugins.experiment.bring import Bringing
 from nni_plugins.experiment.errors import ExperimentError, Interrupted
 from nni_plugins.experiment.finish import finish
 from nni_plugins.experiment.follow import LineDisplay, LiveDisplay, wait
-from nni_plugins.experiment.launch import Running, find_config, interruptible, load_config, start
-from nni_plugins.experiment.manifest import Known
+from nni_plugins.experiment.launch import (
+    Running,
+    find_config,
+    interruptible,
+    load_config,
+    load_stopped,
+    look_at_machines,
+    start,
+)
+from nni_plugins.experiment.manifest import Known, find_experiment
 from nni_plugins.experiment.nas_config import is_nas
+from nni_plugins.experiment.node import LOOPBACK
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from nni_plugins.experiment.machines import Found
     from nni_plugins.report.findings import Findings
 
 
 def run_experiment(
-    source: Path,
+    source: Path | None,
     port: int,
     console: Console,
     experiments_folder: Path | None = None,
@@ -28,13 +41,14 @@ def run_experiment(
     trials: int | None = None,
     concurrency: int | None = None,
     resume: str | None = None,
+    listen: str = LOOPBACK,
 ) -> tuple[Findings, Path]:
     """Run an experiment from ``config.yml`` to its report.
 
     Parameters
     ----------
     source
-        The experiment's folder, or its ``config.yml``.
+        The experiment's folder, or its ``config.yml``; ``None`` to go on with `resume` as NNI stored it.
     port
         Port of NNI's web page and REST API.
     console
@@ -44,7 +58,9 @@ def run_experiment(
     output
         The folder for the report and the best model; ``outputs/NAME-ID`` by default.
     resume
-        An architecture search to go on with, by id; ``nnictl resume`` does that for all others.
+        A stopped experiment to go on with, by id. An architecture search needs `source` too.
+    listen
+        The address that NNI's manager listens on, without a password.
 
     Returns
     -------
@@ -55,17 +71,41 @@ def run_experiment(
     ExperimentError, Interrupted
         With one line each. Either way the manager that was started has been stopped, and the experiment can be resumed.
     """
-    config_path = find_config(source)
-    if is_nas(config_path):
+    if source is None and resume is None:
+        raise ExperimentError("no experiment; give its folder, or --resume with the id of a stopped one")
+    config_path = None if source is None else find_config(source)
+    if config_path is not None and is_nas(config_path):
         from nni_plugins.experiment.nas import run_nas
 
-        return run_nas(config_path, port, console, experiments_folder, output, trials, concurrency, resume)
+        return run_nas(config_path, port, console, experiments_folder, output, trials, concurrency, resume, listen)
     if resume is not None:
-        raise ExperimentError(f"`nnictl resume {resume}` goes on with it; --resume is for configurations with nas")
-    config = load_config(config_path, experiments_folder, trials, concurrency)
-    check_direction(config, config_path)
-    known = followed(lambda: start(config, port), config.experiment_name or source.resolve().name, console)
+        earlier = find_experiment(resume, experiments_folder)
+        config, name, resume = load_stopped(earlier), earlier.name or earlier.id, earlier.id
+        config.max_trial_number = trials or config.max_trial_number
+        config.trial_concurrency = concurrency or config.trial_concurrency
+    else:
+        assert config_path is not None
+        config = load_config(config_path, experiments_folder, trials, concurrency)
+        check_direction(config, config_path)
+        name = config.experiment_name or config_path.resolve().parent.name
+    found = look_at_machines(config)
+    show_machines(found, console)
+    known = followed(lambda: start(config, port, found=found, listen=listen, resume=resume), name, console)
     return finish(known, output, console.print)
+
+
+def show_machines(found: Sequence[Found], console: Console) -> None:
+    """Say what the remote machines are, and what is odd about them."""
+    for one in found:
+        facts = one.facts
+        console.print(
+            f"{one.machine}: Python {facts['version']}, torch {facts['torch']}, {facts['cores']} cores, "
+            f"{facts['gpus']} GPUs, {facts['free'] >> 30} GiB free",
+            highlight=False,
+            soft_wrap=True,
+        )
+        for warning in one.warnings:
+            console.print(f"warning: {warning}", highlight=False, soft_wrap=True)
 
 
 def followed(begin: Callable[[], Running], name: str, console: Console) -> Known:
@@ -90,8 +130,11 @@ def followed(begin: Callable[[], Running], name: str, console: Console) -> Known
         try:
             announce(running, console)
             display: Any = LiveDisplay if console.is_terminal else LineDisplay
-            with display(console, running.trials_wanted) as show:
-                wait(running, show, lambda: bool(received))
+            with (
+                display(console, running.trials_wanted) as show,
+                Bringing(running.machines, running.folder, show, console.print) as bring,
+            ):
+                wait(running, bring, lambda: bool(received))
         except Interrupted:
             console.print(f"stopping experiment {running.id} …", highlight=False)
             raise Interrupted(
@@ -105,10 +148,14 @@ def followed(begin: Callable[[], Running], name: str, console: Console) -> Known
 
 def announce(running: Running, console: Console) -> None:
     """Say where the experiment can be watched, and who else can."""
-    lines = (
-        f"experiment {running.id}: http://127.0.0.1:{running.port}, folder {running.folder}",
-        f"warning: NNI listens on every address, without a password; keep port {running.port} behind a firewall",
-    )
+    port = running.port
+    lines = [f"experiment {running.id}: http://127.0.0.1:{port}, folder {running.folder}"]
+    if running.listen == LOOPBACK:
+        lines.append(
+            f"from another machine: ssh -N -L {port}:127.0.0.1:{port} {getpass.getuser()}@{socket.gethostname()}"
+        )
+    else:
+        lines.append(f"warning: NNI listens on every address, without a password; keep port {port} behind a firewall")
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
 
