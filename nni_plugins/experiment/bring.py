@@ -87,7 +87,7 @@ def keep_loss(experiment: Path, trial: Trial) -> bool:
     """Write why a trial was lost into its folder here, if it was lost with its machine; returns whether it was."""
     for event in events(experiment):
         if event["kind"] == "lost" and trial.id in (event.get("trials") or []) and trial.status != "SUCCEEDED":
-            folder = trial.folder or experiment / "environments" / "lost" / "trials" / trial.id
+            folder = trial.folder or experiment / "environments" / str(event["environment"]) / "trials" / trial.id
             folder.mkdir(parents=True, exist_ok=True)
             reason = f"{LOST}: the SSH connection to {event.get('machine')} ended"
             failure = {"reason": reason, "error": "MachineLost", "parameters": trial.parameters}

@@ -41,7 +41,6 @@ class Fetcher:
         self.experiment = experiment
         self._stack = ExitStack()
         self._sessions: dict[Machine, paramiko.SFTPClient] = {}
-        self._dense_of: Machine | None = None
 
     def __enter__(self) -> Fetcher:
         return self
@@ -77,15 +76,17 @@ class Fetcher:
     def dense(self, trial: str) -> None:
         """Bring the dense baseline here that this trial was pruned from: each machine trains its own."""
         for machine in self.machines:
-            session = self._session(machine)
-            if self._find(session, trial) is None or self._dense_of == machine:
-                continue
-            root = f"nni-experiments/{self.experiment.name}/dense"
-            for name, mode in self._entries(session, root):
-                if stat.S_ISDIR(mode):
-                    self._copy(session, f"{root}/{name}", self.experiment / "dense" / name)
-            self._dense_of = machine
-            return
+            try:
+                session = self._session(machine)
+                if self._find(session, trial) is None:
+                    continue
+                root = f"nni-experiments/{self.experiment.name}/dense"
+                for name, mode in self._entries(session, root):
+                    if stat.S_ISDIR(mode):
+                        self._copy(session, f"{root}/{name}", self.experiment / "dense" / name)
+                return
+            except (OSError, EOFError, ExperimentError):
+                continue  # another one may have it; without any it is trained again here
 
     def _session(self, machine: Machine) -> paramiko.SFTPClient:
         if machine not in self._sessions:

@@ -102,7 +102,9 @@ module.exports = ({ settings, note, port }) => {
         RemoteTrainingServiceV3.prototype.stopWorker = function (worker, ...rest) {
             const trials = [];
             this.workersByTrial.forEach((one, trial) => { if (one === worker) { trials.push(trial); } });
-            note({ kind: 'lost', machine: `${worker.config.host}:${worker.config.port}`, trials });
+            note({
+                kind: 'lost', machine: `${worker.config.host}:${worker.config.port}`, environment: worker.envId, trials,
+            });
             return stop.call(this, worker, ...rest);
         };
     }

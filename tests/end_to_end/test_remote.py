@@ -1,0 +1,120 @@
+"""An experiment over two machines: real SSH daemons on loopback, with keys and home folders of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from nni_plugins.experiment.node import events
+from tests.end_to_end.machines import SSHD, Daemon, make_daemon
+
+pytestmark = [
+    pytest.mark.skipif(sys.platform == "win32", reason="SSH daemons of POSIX"),
+    pytest.mark.skipif(SSHD is None and not os.environ.get("CI"), reason="no sshd here; CI has one"),
+]
+
+
+@pytest.fixture
+def machines(nni_home: Any, tmp_path: Path) -> Iterator[list[Daemon]]:
+    """Two machines that the user of `nni_home` knows."""
+    found = [make_daemon(tmp_path / f"machine{number}", nni_home.home / ".ssh" / "known_hosts") for number in (1, 2)]
+    try:
+        for one in found:
+            one.start()
+        yield found
+    finally:
+        for one in found:
+            one.clean()
+
+
+def remote(machines: list[Daemon]) -> dict[str, Any]:
+    """What differs in a remote configuration."""
+    return {
+        "trialCommand": "python -m nni_plugins.trial recipe.yml",
+        "trainingService": {"platform": "remote", "machineList": [one.entry() for one in machines]},
+    }
+
+
+def test_an_experiment_runs_over_two_machines_and_its_files_come_home(
+    nni_home: Any, port: int, write_experiment: Callable[..., Path], machines: list[Daemon], tmp_path: Path
+) -> None:
+    folder = write_experiment(**remote(machines))
+    output = tmp_path / "report"
+    answer = nni_home.run("nni-plugins", "run", str(folder), "--port", str(port), "--output", str(output), "--json")
+    findings = json.loads(answer.stdout)
+    assert [one["status"] for one in findings["candidates"]] == ["SUCCEEDED"] * 4
+    assert findings["compact"]["macs"] <= 0.6 * findings["dense"]["macs"]
+    assert (output / "best" / "compact.safetensors").is_file()
+    for machine in machines:  # each was looked at, trained a baseline of its own, and ran trials
+        assert f"127.0.0.1:{machine.port}: Python" in answer.stderr
+        experiment = machine.home / "nni-experiments" / findings["experiment"]["id"]
+        assert list(experiment.glob("dense/*/weights.safetensors"))
+        assert list(experiment.glob("environments/*/trials/*/compact.safetensors"))
+    here = Path(findings["experiment"]["folder"])
+    for trial in findings["candidates"]:
+        (found,) = here.glob(f"environments/*/trials/{trial['id']}")
+        (there,) = (
+            path
+            for machine in machines
+            for path in machine.home.glob(f"nni-experiments/{here.name}/environments/*/trials/{trial['id']}")
+        )
+        assert (found / "compact.safetensors").read_bytes() == (there / "compact.safetensors").read_bytes()
+        assert (found / "trial.log").is_file()
+    assert not any(process for process in left_running(machines))
+
+
+def test_a_machine_that_is_lost_costs_its_running_trial_and_no_more(
+    nni_home: Any, port: int, write_experiment: Callable[..., Path], machines: list[Daemon], tmp_path: Path
+) -> None:
+    folder = write_experiment(recipe={"finetune": {"epochs": 60}}, maxTrialNumber=3, **remote(machines))
+    command = nni_home.start(
+        "nni-plugins", "run", str(folder), "--port", str(port), "--output", str(tmp_path / "report"), "--json"
+    )
+    deadline = time.monotonic() + 120
+    running: list[Any] = []
+    while time.monotonic() < deadline:
+        try:
+            jobs = nni_home.get(port, "trial-jobs")
+        except OSError:
+            jobs = []
+        running = [job for job in jobs if job["status"] == "RUNNING" and "worker1" in job["logPath"]]
+        if running and len(jobs) == 2:
+            break
+        time.sleep(0.3)
+    (lost,) = running
+    machines[0].kill()
+    output, errors = command.communicate(timeout=180)
+    assert command.returncode == 0, errors
+    findings = json.loads(output)
+    by_id = {one["id"]: one for one in findings["candidates"]}
+    assert by_id[lost["trialJobId"]]["status"] == "USER_CANCELED"
+    assert [one["status"] for name, one in by_id.items() if name != lost["trialJobId"]] == ["SUCCEEDED"] * 2
+    status = json.loads(nni_home.run("nni-plugins", "status", findings["experiment"]["id"], "--json").stdout)
+    (reason,) = (trial["reason"] for trial in status["trials"] if trial["id"] == lost["trialJobId"])
+    assert reason == f"lost with its machine: the SSH connection to 127.0.0.1:{machines[0].port} ended"
+    kinds = [event["kind"] for event in events(Path(findings["experiment"]["folder"]))]
+    assert kinds.count("ready") == 2
+    assert "lost" in kinds
+
+
+def left_running(machines: list[Daemon]) -> Iterator[psutil.Process]:
+    """Processes of NNI's on the machines, after a while in which they may end."""
+    deadline = time.monotonic() + 20
+    while True:
+        found = [
+            process
+            for process in psutil.process_iter(["cmdline"])
+            if any(str(machine.home) in word for machine in machines for word in process.info["cmdline"] or [])
+        ]
+        if not found or time.monotonic() > deadline:
+            yield from found
+            return
+        time.sleep(0.5)
