@@ -2,61 +2,41 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import shutil
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from nni_plugins.experiment.ablation import ABLATION, without_teacher
 from nni_plugins.experiment.best_trials import FINETUNED, finetune_best
-from nni_plugins.experiment.bring import bring_dense, bring_missing
+from nni_plugins.experiment.bring import bring_missing
 from nni_plugins.experiment.errors import ExperimentError
+from nni_plugins.experiment.evaluate import evaluated, noted, recorded
 from nni_plugins.experiment.folders import METRICS, read_json
+from nni_plugins.experiment.gather import best_of, gather, is_ours, metrics_of
 from nni_plugins.experiment.manifest import Known
 from nni_plugins.experiment.trials import Trial, ranked
-from nni_plugins.report.environment import environment
-from nni_plugins.report.findings import Candidate, Findings, ModelFigures, StockCheck
-
-if TYPE_CHECKING:
-    from nni_plugins.training import DenseBaseline, Recipe
-
-TEST = "test.json"
-REPORT, PLOT, DATA, BEST = "report.md", "pareto.png", "report.json", "best"
-EXPORTED = {
-    "compact.onnx": "the compact model for onnxruntime and others",
-    "int8.onnx": "the same in 8 bits; its test metric is the one above",
-    "compact.pt2": "the compact model for `torch.export.load`",
-}
-"""What an export step leaves, and what it is."""
-KEPT = (
-    *("compact.safetensors", "masks.safetensors", "masked.safetensors", "plan.json", METRICS, "recipe.yml"),
-    *("grids.json", "ranking.json"),
-    *EXPORTED,
-)
-FILES = (
-    "`report.md`: this page; `report.json`: the same figures for scripts",
-    "`pareto.png`: the plot",
-    "`best/compact.safetensors`: the compact model, "
-    "for `nni_plugins.speedup.load_compact` (needs torch and safetensors only)",
-    "`best/plan.json`: which units were kept; `best/masks.safetensors`, `best/masked.safetensors`: the masked model",
-    "`best/recipe.yml`: the recipe with the tuner's values in it",
-)
+from nni_plugins.experiment.write import HTML, write
+from nni_plugins.report.findings import Findings
+from nni_plugins.report.importance import importances
 
 
-def finish(known: Known, output: Path | None, say: Callable[[str], Any]) -> tuple[Findings, Path]:
+def finish(
+    known: Known, output: Path | None, say: Callable[[str], Any], read_test: bool = True
+) -> tuple[Findings, Path]:
     """Report on the trials that an experiment has.
 
     Parameters
     ----------
     known
-        The experiment, running or stopped.
+        The experiment: running, stopped, or moved here from elsewhere. While it runs, and where it came out of an
+        archive, no model of it is run, and the test split stays unread.
     output
         Where the report goes; ``outputs/NAME-ID`` by default.
     say
         Called with a line on each step that takes time.
+    read_test
+        Whether the test split may be read, which is for the end of a search.
 
     Returns
     -------
@@ -67,132 +47,55 @@ def finish(known: Known, output: Path | None, say: Callable[[str], Any]) -> tupl
     ExperimentError
         When no trial succeeded, with the first failed trial's reason.
     """
-    from nni_plugins.training import load_recipe, prepare_dense
-    from nni_plugins.training.errors import NoTestSplit
-
-    trials = bring_missing(known, known.trials(), say)
-    order = ranked(trials)
-    if not order:
+    running = known.running()
+    trials = bring_missing(known, known.trials(), say) if known.listed else known.trials()
+    if not trials:
         raise ExperimentError(no_winner(known, trials))
-    quick = load_recipe(folder_of(order[0]) / "recipe.yml").search.mode == "quick"
-    if quick:
+    at_rest = not running and not known.archive
+    if at_rest and any(_quick(trial) for trial in ranked(trials)[:1]):
         trials = finetune_best(known, trials, say)
-        order = ranked(trial for trial in trials if trial.metrics.get("finetuned")) or ranked(trials)
-    winner = order[0]
-    recipe = load_recipe(folder_of(winner) / "recipe.yml")
-    metrics = read_json(folder_of(winner) / METRICS) or {}
-    bring_dense(known, winner.id)
-    dense = prepare_dense(recipe, known.folder / "dense", say)
-    say(f"trial {winner.id} is the best; reading the test split")
-    test: dict[str, float | None] = {"dense": None, "compact": None}
+    elif known.archive:
+        trials = finetuned_trials(known, trials)
+    findings = gather(known, trials, known.curves(), running)
+    winner = best_of(trials, findings.maximize)
+    source = winner.folder if winner is not None and findings.compact is not None else None
+    if winner is not None and source is not None:
+        read = evaluated if at_rest else recorded
+        findings = read(findings, known, winner, say, read_test)
+    elif findings.compact is not None:
+        findings = noted(findings, f"the files of trial {findings.chosen} are not on this machine: no model is copied")
+    findings = replace(findings, importance=importances(findings))
+    written = write(findings, output or Path("outputs") / f"{file_name(findings.title)}-{known.id}", source)
+    if winner is None and not running:
+        raise ExperimentError(f"{no_winner(known, trials)}; {written / HTML} shows all trials")
+    return findings, written
+
+
+def _quick(trial: Trial) -> bool:
+    from nni_plugins.training import load_recipe
+    from nni_plugins.training.errors import RecipeError
+
+    if trial.folder is None or not is_ours(metrics_of(trial)):
+        return False
     try:
-        test = {**test_figures(recipe, winner, metrics, dense, known.folder / TEST)}
-    except NoTestSplit as error:
-        say(f"no test figures: {error}")
-    ablation = without_teacher(
-        recipe, folder_of(winner) / "compact.safetensors", known.folder / ABLATION / winner.id, dense, say
-    )
-    say("taking it through NNI's own ModelSpeedup")
-    latency = latencies(recipe, dense.path, folder_of(winner) / "compact.safetensors")
-    findings = Findings(
-        title=known.name or known.id,
-        metric=str(metrics.get("metric", "accuracy")),
-        higher_is_better=bool(metrics.get("higher_is_better", True)),
-        dense=replace(dense_figures(dense, test["dense"]), latency_ms=latency[0]),
-        compact=replace(compact_figures(metrics, test["compact"]), latency_ms=latency[1]),
-        chosen=winner.id,
-        candidates=[candidate(trial) for trial in trials],
-        max_error=float(metrics["max_error"]),
-        relative_error=float(metrics["relative_error"]),
-        tolerance=recipe.speedup.tolerance,
-        stock=stock_check(recipe, folder_of(winner)),
-        bounds=bounds(recipe),
-        seconds=duration(known),
-        environment=environment(),
-        commands=commands(known),
-        recipe=(folder_of(winner) / "recipe.yml").read_text(encoding="utf-8"),
-        experiment={"id": known.id, "folder": str(known.folder)},
-        stages=stages(dense, metrics),
-        ablation=ablation,
-    )
-    return findings, write(findings, output or Path("outputs") / f"{findings.title}-{known.id}", folder_of(winner))
+        return load_recipe(trial.folder / "recipe.yml").search.mode == "quick"
+    except RecipeError:  # of another version, or there is none: said where the winner's is read
+        return False
 
 
-def write(findings: Findings, output: Path, source: Path) -> Path:
-    """Write page, plot, figures and the winner's files into `output`; returns it."""
-    from nni_plugins.report.page import save_page
-    from nni_plugins.report.pareto import save_pareto
-
-    try:
-        (output / BEST).mkdir(parents=True, exist_ok=True)
-        save_pareto(findings, output / PLOT)
-        exported = [f"`best/{name}`: {what}" for name, what in EXPORTED.items() if (source / name).is_file()]
-        save_page(findings, output / REPORT, PLOT, (*FILES, *exported))
-        (output / DATA).write_text(json.dumps(findings.to_dict(), indent=1, default=str), encoding="utf-8")
-        for name in KEPT:
-            if source != output / BEST and (source / name).is_file():
-                shutil.copyfile(source / name, output / BEST / name)
-    except OSError as error:
-        raise ExperimentError(f"{output}: the report cannot be written ({error.strerror})") from None
-    return output
+def finetuned_trials(known: Known, trials: list[Trial]) -> list[Trial]:
+    """The trials; those that an earlier report fine-tuned as they were then."""
+    found = []
+    for trial in trials:
+        folder = known.folder / FINETUNED / trial.id
+        metrics = read_json(folder / METRICS)
+        found.append(trial if metrics is None else replace(trial, folder=folder, metrics=metrics))
+    return found
 
 
-def test_figures(
-    recipe: Recipe, winner: Trial, metrics: dict[str, Any], dense: DenseBaseline, record: Path
-) -> dict[str, float]:
-    """The test metric of the dense and of the compact model: read once, kept in `record`, then taken from there."""
-    from nni_plugins.training import evaluate_test
-
-    known = read_json(record)
-    if known is not None and known.get("trial") == winner.id:
-        return {"dense": known["dense"], "compact": known["compact"]}
-    figures = {
-        "dense": float(evaluate_test(recipe, dense.path)["accuracy"]),
-        "compact": float(evaluate_test(recipe, folder_of(winner) / shipped(metrics))["accuracy"]),
-    }
-    record.write_text(json.dumps({"trial": winner.id, **figures}), encoding="utf-8")
-    return figures
-
-
-def latencies(recipe: Recipe, *paths: Path, rounds: int = 5) -> list[float]:
-    """Milliseconds of one input for each model, measured here, in turns: trials measure while others train."""
-    from nni_plugins.training.artefacts import load_model
-    from nni_plugins.training.data import build_data
-    from nni_plugins.training.measure import latency_ms
-
-    data = build_data(recipe)
-    models = [load_model(recipe, data, path) for path in paths]
-    times = [[latency_ms(model, data.example, seconds=0.3) for model in models] for _ in range(rounds)]
-    return [min(column) for column in zip(*times, strict=True)]
-
-
-def stock_check(recipe: Recipe, folder: Path) -> StockCheck:
-    """The winner through NNI's own speedup; a failure of it is part of the report, not the end of it."""
-    from nni_plugins.experiment.stock import through_stock_speedup
-
-    try:
-        return through_stock_speedup(recipe, folder)
-    except Exception as error:
-        words = " ".join(str(error).split())
-        return StockCheck(False, float("nan"), f"NNI's code fails on this model ({type(error).__name__}: {words})")
-
-
-def shipped(metrics: dict[str, Any]) -> str:
-    """The file that a trial's figures are of: the compact model, or what it became in 8 bits."""
-    return str(metrics.get("final", "compact.safetensors"))
-
-
-def stages(dense: DenseBaseline, metrics: dict[str, Any]) -> dict[str, float]:
-    """The metric on validation after each step that changes it."""
-    if "float_accuracy" not in metrics:
-        return {}
-    return {"dense": dense.accuracy, "compact": metrics["float_accuracy"], "quantised": metrics["accuracy"]}
-
-
-def folder_of(trial: Trial) -> Path:
-    """The folder of a ranked trial, which has one."""
-    assert trial.folder is not None
-    return trial.folder
+def file_name(title: str) -> str:
+    """An experiment's name as part of a folder's: it may hold anything."""
+    return re.sub(r"[^\w.+-]+", "_", title).strip("._")[:80] or "experiment"
 
 
 def no_winner(known: Known, trials: list[Trial]) -> str:
@@ -206,68 +109,3 @@ def no_winner(known: Known, trials: list[Trial]) -> str:
             f"trial {failed[0].id}: {failed[0].reason}"
         )
     return f"experiment {known.id}: none of its {len(trials)} trials has left a compact model on this machine"
-
-
-def candidate(trial: Trial) -> Candidate:
-    """One trial as the report shows it."""
-    metrics = (read_json(trial.folder / METRICS) if trial.folder else None) or trial.metrics
-    finished = trial.status == "SUCCEEDED"
-    broken = metrics.get("broken_bounds") or {}
-    note = trial.reason
-    if finished and broken:
-        note = "over the bound on " + ", ".join(broken) + ("" if metrics.get("finetuned", True) else ", not fine-tuned")
-    elif finished and trial.folder is not None and trial.folder.parent.name == FINETUNED:
-        note = "fine-tuned at the end"
-    return Candidate(
-        id=trial.id,
-        sequence=trial.sequence,
-        status=trial.status,
-        metric=metrics.get("accuracy") if finished else None,
-        macs=metrics.get("macs") if finished else None,
-        default=trial.default,
-        parameters=trial.parameters,
-        note=note,
-        feasible=bool(metrics.get("feasible", True)),
-        latency_ms=metrics.get("latency_ms") if finished else None,
-    )
-
-
-def dense_figures(dense: DenseBaseline, test: float | None) -> ModelFigures:
-    """The dense model in numbers."""
-    size = dense.path.stat().st_size if dense.path.is_file() else None
-    return ModelFigures("dense", dense.macs, dense.params, dense.latency_ms, dense.accuracy, test, size)
-
-
-def compact_figures(metrics: dict[str, Any], test: float | None) -> ModelFigures:
-    """The compact model in numbers, from its ``metrics.json``."""
-    return ModelFigures(
-        name="compact",
-        macs=metrics["macs"],
-        params=metrics["params"],
-        latency_ms=metrics["latency_ms"],
-        validation=metrics["accuracy"],
-        test=test,
-        file_bytes=metrics.get("bytes"),
-    )
-
-
-def bounds(recipe: Recipe) -> dict[str, float]:
-    """The bounds that the recipe's objective sets."""
-    names = [field.name for field in dataclasses.fields(recipe.objective)]
-    limits = {name: getattr(recipe.objective, name) for name in names if name in ("macs", "params", "latency_ms")}
-    return {name: value for name, value in limits.items() if value is not None}
-
-
-def duration(known: Known) -> float | None:
-    """Seconds that the search ran, as NNI counts them."""
-    seconds = known.profile().get("execDuration")
-    return float(seconds) if isinstance(seconds, (int, float)) else None
-
-
-def commands(known: Known) -> list[str]:
-    """How to get the same again."""
-    folder = known.profile().get("params", {}).get("trialCodeDirectory")
-    source = Path(folder) if folder else None
-    if source is not None and source.is_relative_to(Path.cwd()):
-        source = source.relative_to(Path.cwd())
-    return [f"nni-plugins run {source}"] if source is not None else []

@@ -6,10 +6,11 @@ NNI keeps this list in the home folder even for experiments whose own folder is 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from nni_plugins.experiment.curves import Curve, curves_from_database, curves_from_rest
 from nni_plugins.experiment.errors import ExperimentError
 from nni_plugins.experiment.folders import read_json
 from nni_plugins.experiment.manager import Manager
@@ -30,6 +31,12 @@ class Known:
         The port of its web page while it runs, else ``None``.
     folder
         The experiment's own folder.
+    prefix
+        The ``urlPrefix`` of its web page, if it has one.
+    listed
+        Whether it is in NNI's list here; one that is not was moved here from elsewhere.
+    archive
+        Whether its folder came out of an archive: then nothing of it is run, and nothing outside it is read.
     """
 
     id: str
@@ -38,9 +45,13 @@ class Known:
     port: int | None
     folder: Path
     prefix: str | None = None
+    listed: bool = True
+    archive: bool = False
 
     def trials(self) -> list[Trial]:
         """Its trials: asked of the manager while it runs, else from its database."""
+        if self.archive:
+            return [_within(trial, self.folder.resolve()) for trial in from_database(self.folder)]
         if self.port is None:
             return from_database(self.folder)
         return Manager(self.port, self.prefix, folder=self.folder).trials()
@@ -50,6 +61,25 @@ class Known:
         return (
             Manager(self.port, self.prefix).profile() if self.port is not None else profile_from_database(self.folder)
         )
+
+    def curves(self) -> dict[str, Curve]:
+        """What its trials reported while they ran, by trial."""
+        if self.port is None:
+            return curves_from_database(self.folder)
+        return curves_from_rest(Manager(self.port, self.prefix).get("metric-data"))
+
+    def running(self) -> bool:
+        """Whether it has trials to come, or running: NNI's manager is there, and not done."""
+        if self.port is None:
+            return False
+        status, _ = Manager(self.port, self.prefix).status()
+        return status not in ("DONE", "STOPPED", "VIEWED", "ERROR")
+
+
+def _within(trial: Trial, folder: Path) -> Trial:
+    """The trial, without a folder that lies outside the experiment's."""
+    inside = trial.folder is not None and trial.folder.resolve().is_relative_to(folder)
+    return trial if inside else replace(trial, folder=None)
 
 
 def manifest_path() -> Path:
@@ -93,8 +123,22 @@ def find_experiment(name: str | None, experiments_folder: Path | None = None) ->
         if (folder / "db" / "nni.sqlite").is_file():
             resolved = folder.resolve()
             listed = [one for one in known if one.folder.resolve() == resolved]
-            return listed[0] if listed else Known(resolved.name, resolved.name, "STOPPED", None, resolved)
+            return listed[0] if listed else moved(resolved)
     raise ExperimentError(f"{name}: no such experiment; `nni-plugins status --all` lists those that NNI knows here")
+
+
+def moved(folder: Path, archive: bool = False) -> Known:
+    """The experiment in a folder that NNI does not list here, under its own id and name.
+
+    Raises
+    ------
+    ExperimentError
+        When its database is none of NNI's.
+    """
+    profile = profile_from_database(folder)
+    name = profile["params"].get("experimentName") if isinstance(profile["params"], dict) else None
+    identity = str(profile["id"] or folder.name)
+    return Known(identity, str(name or folder.name), "STOPPED", None, folder, listed=False, archive=archive)
 
 
 def _known(entry: dict[str, Any]) -> Known:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from nni_plugins.experiment.best_trials import FINETUNED
 from nni_plugins.experiment.errors import ExperimentError
-from nni_plugins.experiment.finish import KEPT, finish
+from nni_plugins.experiment.finish import finish
 from nni_plugins.experiment.folders import METRICS, read_json
 from nni_plugins.experiment.launch import Running, _early_error, _patience, check_port, look_at_machines
 from nni_plugins.experiment.machines import Found, host_keys
@@ -20,6 +20,7 @@ from nni_plugins.experiment.manifest import Known, find_experiment
 from nni_plugins.experiment.nas_config import NasSettings, load_nas_config
 from nni_plugins.experiment.node import LOOPBACK, preloaded
 from nni_plugins.experiment.trials import Trial, from_database, ranked
+from nni_plugins.experiment.write import KEPT
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nni_plugins.experiment.ablation import ABLATION, without_teacher
 from nni_plugins.experiment.errors import ExperimentError
-from nni_plugins.experiment.finish import (
+from nni_plugins.experiment.evaluate import (
     bounds,
-    compact_figures,
     dense_figures,
     latencies,
     shipped,
     stages,
     stock_check,
-    write,
 )
 from nni_plugins.experiment.folders import dense_folder
+from nni_plugins.experiment.gather import candidate, compact_figures, plan_of
+from nni_plugins.experiment.trials import Trial
+from nni_plugins.experiment.write import write
 from nni_plugins.report.environment import environment
-from nni_plugins.report.findings import Candidate, Findings
+from nni_plugins.report.findings import Findings, Layer
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -70,11 +72,11 @@ def compress_recipe(
         raise ExperimentError(f"{output}: the output folder cannot be made ({error.strerror})") from None
     dense = prepare_dense(recipe, dense_folder(output), say)
     say(f"dense model: validation {dense.metric} {dense.accuracy:.4f}, {dense.macs:,} MACs")
-    epochs = [0]
+    curve: list[float] = []
 
     def on_epoch(objective: float) -> None:
-        epochs[0] += 1
-        say(f"fine-tuning epoch {epochs[0]}/{recipe.finetune.epochs}: objective {objective:.4f}")
+        curve.append(objective)
+        say(f"fine-tuning epoch {len(curve)}/{recipe.finetune.epochs}: objective {objective:.4f}")
 
     metrics = compress(recipe, folder, dense, on_epoch)
     say("reading the test split; taking the model through NNI's own ModelSpeedup")
@@ -85,7 +87,9 @@ def compress_recipe(
     except NoTestSplit as error:
         say(f"no test figures: {error}")
     ablation = without_teacher(recipe, folder / "compact.safetensors", output / ABLATION, dense, say)
-    only = Candidate(ONLY, 0, "SUCCEEDED", metrics["accuracy"], metrics["macs"], metrics["default"], changes)
+    trial = Trial(ONLY, 0, "SUCCEEDED", changes, metrics, folder=folder)
+    only = candidate(trial, metrics, [value if math.isfinite(value) else None for value in curve])
+    groups, blocks = plan_of(folder)
     command = " ".join(["nni-plugins compress", str(path), *(f"--set {key}={value}" for key, value in changes.items())])
     findings = Findings(
         title=name,
@@ -105,5 +109,8 @@ def compress_recipe(
         recipe=(folder / "recipe.yml").read_text(encoding="utf-8"),
         stages=stages(dense, metrics),
         ablation=ablation,
+        state="single",
+        layers=[Layer(*row) for row in groups],
+        blocks=blocks,
     )
     return findings, write(findings, output, folder)

@@ -7,6 +7,7 @@ experiment.
 from __future__ import annotations
 
 import json
+import math
 import re
 import sqlite3
 from collections.abc import Iterable
@@ -57,7 +58,9 @@ class Trial:
     def default(self) -> float | None:
         """What the tuner maximises, or ``None`` for a trial without a final result."""
         value = self.metrics.get("default")
-        return None if value is None else float(value)
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
+            return None
+        return float(value)
 
     @property
     def reason(self) -> str:
@@ -185,7 +188,12 @@ def _metrics(text: str | None) -> dict[str, Any]:
         value = json.loads(value) if isinstance(value, str) else value
     except ValueError:
         return {}
-    return value if isinstance(value, dict) else {"default": float(value)}
+    if isinstance(value, dict):
+        return value
+    try:
+        return {"default": float(value)}
+    except (TypeError, ValueError):  # whatever a trial of somebody's own reported
+        return {}
 
 
 def _seconds(milliseconds: Any) -> float | None:

@@ -271,6 +271,8 @@ def run(
 
     sizes = _numbers(batches)
     chosen = tuple(item.strip() for item in runtimes.split(",") if item.strip())
+    if not chosen:
+        raise RecipeError(f"--runtimes {runtimes}: write some of {', '.join(RUNTIMES)}")
     for item in chosen:
         if item not in RUNTIMES:
             raise RecipeError(f"--runtimes: {item} is none of {', '.join(RUNTIMES)}")
@@ -335,6 +337,11 @@ def find_models(
     folder = finished_folder(target)
     if not folder.is_dir():
         found = find_target(target, inputs, inputs_function)
+        with torch.no_grad():
+            try:
+                apply(found.model, found.dummy_input)
+            except Exception as error:  # whatever a forward raises
+                raise RecipeError(f"{target}: the model fails on {found.input_text()}: {where(error)}") from error
         return {"dense": found.model}, found.dummy_input, {}
     if not (folder / RECIPE).is_file() or not (folder / COMPACT).is_file():
         raise CompressionError(f"{target}: no compression is here; {RECIPE} and {COMPACT} are what it leaves")

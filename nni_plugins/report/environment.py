@@ -7,7 +7,9 @@ import os
 import platform
 from pathlib import Path
 
-PACKAGES = ("nni-plugins", "nni", "torch", "numpy", "scikit-learn")
+PACKAGES = ("nni-plugins", "nni", "torch", "numpy", "scikit-learn", "optuna", "onnxruntime")
+ENVIRONMENT = "environment.json"
+"""Where a trial writes it, in its own folder."""
 
 
 def environment() -> dict[str, str]:

@@ -81,6 +81,10 @@ def find_target(
     given: Any = parse_inputs(inputs) if inputs else None
     if inputs_function:
         given = _called(inputs_function, "--inputs", {})
+        if given is None:
+            raise InspectError(f"--inputs {inputs_function} returned None; it must return what the model takes")
+    if ":" not in name and not name.lower().endswith(RECIPES):
+        raise InspectError(f"{name}: write module:function, path/to/file.py:function or a recipe (.yml)")
     if name.lower().endswith(RECIPES):
         return _from_recipe(name, given, dict(arguments or {}), checkpoint, device)
     if given is None:

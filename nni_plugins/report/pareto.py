@@ -1,17 +1,71 @@
-"""The Pareto plot: the metric against MACs, all trials, the front, the dense and the chosen model."""
+"""The Pareto plot: the metric against a cost, all trials, the front, the dense and the chosen model."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nni_plugins.report.findings import Candidate, Findings, pareto_front
+from nni_plugins.report.figures import (
+    BLUE,
+    GREY,
+    INK,
+    ORANGE,
+    PAPER,
+    bare,
+    legend_above,
+    metric_label,
+    new_figure,
+    percent,
+    save_figure,
+    shortened,
+    styled,
+)
+from nni_plugins.report.findings import Candidate, Findings, ModelFigures, pareto_front
 
-INK, GREY, BLUE, ORANGE = "#222222", "#b8bec8", "#2b6cb0", "#d9622b"
-"""Colours that stay apart for colour-blind readers and in print."""
+__all__ = ["BLUE", "COSTS", "GREY", "INK", "ORANGE", "Cost", "costs_of", "draw_pareto", "save_pareto"]
+
+MANY_POINTS = 600
+"""More of them are stored as a bitmap within the vector picture."""
 
 
-def save_pareto(findings: Findings, path: Path, dots_per_inch: int = 200) -> None:
+@dataclass(frozen=True)
+class Cost:
+    """A cost to draw against: a field of the candidates and of the models, and how it is written."""
+
+    name: str
+    words: str
+    units: tuple[tuple[float, str], ...]
+
+    def unit(self, largest: float) -> tuple[str, float]:
+        """The unit that suits the largest value, and its size."""
+        for factor, name in self.units:
+            if largest >= factor:
+                return name, factor
+        return self.units[-1][1], self.units[-1][0]
+
+    def of(self, one: Candidate | ModelFigures) -> float | None:
+        """The cost of a trial or a model, where it is known."""
+        value = getattr(one, self.name)
+        return None if value is None else float(value)
+
+
+COSTS = {
+    "macs": Cost("macs", "of one input", ((1e9, "GMACs"), (1e6, "MMACs"), (1e3, "kMACs"), (1.0, "MACs"))),
+    "latency_ms": Cost("latency_ms", "latency of one input", ((1000.0, "s"), (1.0, "ms"), (0.001, "µs"))),
+    "file_bytes": Cost("file_bytes", "size of the file", ((1024.0**2, "MiB"), (1024.0, "KiB"), (1.0, "bytes"))),
+    "params": Cost("params", "parameters", ((1e9, "billions"), (1e6, "millions"), (1e3, "thousands"), (1.0, ""))),
+}
+
+
+def costs_of(findings: Findings) -> list[Cost]:
+    """The costs that are worth a plot: of at least one trial each; parameters where no file's size is known."""
+    points = [one for one in findings.candidates if one.metric is not None]
+    known = [cost for cost in COSTS.values() if any(cost.of(one) is not None for one in points)]
+    return [cost for cost in known if cost.name != "params" or COSTS["file_bytes"] not in known]
+
+
+def save_pareto(findings: Findings, path: Path, dots_per_inch: int = 200, cost: str = "macs") -> None:
     """Draw the plot to `path` (its ending decides the format: png, pdf, svg).
 
     Parameters
@@ -22,29 +76,58 @@ def save_pareto(findings: Findings, path: Path, dots_per_inch: int = 200) -> Non
         The file to write.
     dots_per_inch
         Resolution of a bitmap.
+    cost
+        Which one: a name in :data:`COSTS`.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    save_figure(draw_pareto(findings, COSTS[cost]), path, dots_per_inch)
 
-    unit, scale = _unit(findings.dense.macs)
-    points = [one for one in findings.candidates if one.metric is not None and one.macs is not None]
-    by_choice = {chosen: [one for one in points if (one.id == findings.chosen) is chosen] for chosen in (True, False)}
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
 
-    def place(candidates: list[Candidate]) -> tuple[list[float], list[float]]:
-        xs = [(one.macs or 0) / scale for one in candidates]
-        return xs, [_shown(one.metric or 0.0, findings.metric) for one in candidates]
+def draw_pareto(findings: Findings, cost: Cost, title: bool = True) -> Any:
+    """The plot as a figure of matplotlib."""
+    with styled():
+        figure, axes = new_figure(6.4, 4.0)
+        points = [one for one in findings.candidates if one.metric is not None and cost.of(one) is not None]
+        marked = {"dense": findings.dense, "chosen": findings.compact}
+        costs = [cost.of(one) or 0.0 for one in points]
+        costs += [value for one in marked.values() if one is not None and (value := cost.of(one)) is not None]
+        unit, scale = cost.unit(max(costs, default=0.0))
+        values = [one.metric for one in points if one.metric is not None]
+        dense_metric = None if findings.dense is None else findings.dense.validation
+        in_percent = percent([*values, *([] if dense_metric is None else [dense_metric])], findings.metric)
+        factor = 100.0 if in_percent else 1.0
 
-    fits = [one for one in by_choice[False] if one.feasible]
-    others = [one for one in by_choice[False] if not one.feasible]
+        def place(candidates: list[Candidate]) -> tuple[list[float], list[float]]:
+            xs = [(cost.of(one) or 0.0) / scale for one in candidates]
+            return xs, [factor * (one.metric or 0.0) for one in candidates]
+
+        fits = [one for one in points if one.feasible and one.id != findings.chosen]
+        _draw_trials(axes, place, fits, [one for one in points if not one.feasible and one.id != findings.chosen])
+        _draw_front(axes, place, points, findings)
+        _draw_marked(axes, place, points, findings, cost, scale, factor)
+        _draw_bound(axes, findings, cost, scale, unit)
+        _clip_outliers(axes, [factor * value for value in values], findings, factor)
+        axes.set_xlabel(f"{unit} {cost.words}" if cost.name == "macs" else f"{cost.words} ({unit})".replace(" ()", ""))
+        axes.set_ylabel(metric_label(findings.metric, in_percent))
+        if title:
+            axes.set_title(shortened(findings.title, 70), fontsize=11, loc="left")
+        if costs:
+            axes.set_xlim(left=0, right=1.06 * max(costs) / scale if max(costs) > 0 else None)
+        bare(axes)
+        legend_above(figure, *axes.get_legend_handles_labels())
+    return figure
+
+
+def _draw_trials(axes: Any, place: Any, fits: list[Candidate], others: list[Candidate]) -> None:
+    bitmap = {"rasterized": len(fits) + len(others) > MANY_POINTS}
     if others:
-        axes.scatter(
-            *place(others), s=22, facecolors="none", edgecolors=GREY, linewidths=1.1, label="trial over the budget"
-        )
-    axes.scatter(*place(fits), s=26, color=BLUE, alpha=0.75, linewidths=0, label="trial", zorder=3)
-    front = pareto_front(zip(*place(points), strict=True), findings.higher_is_better)
+        axes.scatter(*place(others), s=22, c="none", edgecolors=GREY, linewidths=1.1, label="over a bound", **bitmap)
+    if fits:
+        axes.scatter(*place(fits), s=26, color=BLUE, alpha=0.75, linewidths=0, label="trial", zorder=3, **bitmap)
+
+
+def _draw_front(axes: Any, place: Any, points: list[Candidate], findings: Findings) -> None:
+    within = [one for one in points if one.feasible] or points
+    front = pareto_front(zip(*place(within), strict=True), findings.higher_is_better)
     if len(front) > 1:
         axes.step(
             *zip(*front, strict=True),
@@ -55,54 +138,60 @@ def save_pareto(findings: Findings, path: Path, dots_per_inch: int = 200) -> Non
             label="Pareto front",
             zorder=2,
         )
-    axes.scatter(*place(by_choice[True]), s=150, marker="*", color=ORANGE, linewidths=0, label="chosen", zorder=5)
-    if findings.dense.validation is not None:
-        dense = _shown(findings.dense.validation, findings.metric)
+
+
+def _draw_marked(
+    axes: Any, place: Any, points: list[Candidate], findings: Findings, cost: Cost, scale: float, factor: float
+) -> None:
+    """The star of the chosen model and the diamond of the dense one; their times were taken in turns, at the end."""
+    xs, ys = place([one for one in points if one.id == findings.chosen])
+    compact = None if findings.compact is None else cost.of(findings.compact)
+    if xs:
+        xs = [compact / scale] if compact is not None else xs
         axes.scatter(
-            [findings.dense.macs / scale], [dense], s=60, marker="D", color=INK, linewidths=0, label="dense", zorder=4
+            xs, ys, s=150, marker="*", color=ORANGE, edgecolors=PAPER, linewidths=0.6, label="chosen", zorder=5
         )
-        axes.axhline(dense, color=INK, linewidth=0.7, linestyle=":", alpha=0.7, zorder=1)
-    bound = findings.bounds.get("macs")
-    if isinstance(bound, (int, float)):
-        limit = (bound * findings.dense.macs if bound <= 1 else bound) / scale
-        axes.axvline(limit, color=INK, linewidth=0.9, linestyle="--", alpha=0.6, zorder=1)
-        note = f" budget: {100 * bound:.0f}% of the MACs" if bound <= 1 else f" budget: {limit:.3g} {unit}"
-        axes.annotate(note, (limit, 0.97), xycoords=("data", "axes fraction"), fontsize=8, color=INK, va="top")
-    _clip_outliers(axes, place(points)[1], findings)
-    axes.set_xlabel(f"{unit} of one input")
-    axes.set_ylabel(f"validation {findings.metric}" + (" (%)" if findings.metric == "accuracy" else ""))
-    axes.set_title(findings.title, fontsize=11, loc="left")
-    axes.set_xlim(left=0)
-    axes.grid(alpha=0.25, linewidth=0.6)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    axes.legend(frameon=False, fontsize=8, loc="best")
-    figure.savefig(path, dpi=dots_per_inch)
-
-
-def _shown(value: float, metric: str) -> float:
-    return 100 * value if metric == "accuracy" else value
-
-
-def _unit(macs: int) -> tuple[str, float]:
-    for factor, name in ((1e9, "GMACs"), (1e6, "MMACs"), (1e3, "kMACs")):
-        if macs >= factor:
-            return name, factor
-    return "MACs", 1.0
-
-
-def _clip_outliers(axes: Any, values: list[float], findings: Findings) -> None:
-    """Keep a trial that learned nothing from squeezing the interesting points into a line; it is drawn at the edge."""
-    if findings.metric != "accuracy" or len(values) < 4:
+    dense = findings.dense
+    if dense is None or dense.validation is None:
         return
-    ordered = sorted(values)
-    low, middle = ordered[0], ordered[len(ordered) // 2]
-    usual = ordered[len(ordered) // 4]
-    top = max([*values, _shown(findings.dense.validation or 0.0, findings.metric)])
-    if middle - low > 4 * max(top - usual, 2.0):
-        edge = usual - 2 * max(top - usual, 2.0)
-        hidden = sum(value < edge for value in values)
-        axes.set_ylim(bottom=edge)
-        note = f"{hidden} trial{'s' if hidden > 1 else ''} below"
-        axes.annotate(note, (0.995, 0.02), xycoords="axes fraction", fontsize=8, ha="right")
+    level, where = factor * dense.validation, cost.of(dense)
+    name = "dense" if findings.shared_dense else "dense, of the chosen one"
+    if where is not None:
+        axes.scatter([where / scale], [level], s=48, marker="D", color=INK, linewidths=0, label=name, zorder=4)
+    axes.axhline(level, color=INK, linewidth=0.7, linestyle=":", alpha=0.7, zorder=1)
+
+
+def _draw_bound(axes: Any, findings: Findings, cost: Cost, scale: float, unit: str) -> None:
+    bound = findings.bounds.get({"file_bytes": "bytes"}.get(cost.name, cost.name))
+    if not isinstance(bound, (int, float)):
+        return
+    base = None if findings.dense is None else cost.of(findings.dense)
+    is_share = bound <= 1 and cost.name != "latency_ms"
+    if is_share and base is None:
+        return
+    limit = (bound * (base or 0.0) if is_share else bound) / scale
+    axes.axvline(limit, color=INK, linewidth=0.9, linestyle="--", alpha=0.6, zorder=1)
+    note = f" bound: {100 * bound:.3g}% of dense" if is_share else f" bound: {limit:.3g} {unit}"
+    axes.annotate(note, (limit, 1.0), xycoords=("data", "axes fraction"), fontsize=8, va="bottom", ha="center")
+
+
+def _clip_outliers(axes: Any, values: list[float], findings: Findings, factor: float) -> None:
+    """Keep a trial that learned nothing from squeezing the interesting points into a line; it is drawn at the edge."""
+    if len(values) < 4:
+        return
+    sign = 1.0 if findings.higher_is_better else -1.0
+    ordered = sorted(sign * value for value in values)
+    worst, middle, usual = ordered[0], ordered[len(ordered) // 2], ordered[len(ordered) // 4]
+    dense = None if findings.dense is None else findings.dense.validation
+    top = max([*ordered, *([] if dense is None else [sign * factor * dense])])
+    least = 2.0 if factor == 100.0 else 0.02 * abs(middle)
+    if middle - worst <= 4 * max(top - usual, least):
+        return
+    edge = usual - 2 * max(top - usual, least)
+    hidden = sum(value < edge for value in ordered)
+    if not hidden:
+        return
+    axes.set_ylim(**{"bottom" if sign > 0 else "top": sign * edge})
+    arrow, height, va = ("▼", 0.02, "bottom") if sign > 0 else ("▲", 0.98, "top")
+    note = f"{hidden} trial{'s' if hidden > 1 else ''} beyond {arrow}"
+    axes.annotate(note, (0.995, height), xycoords="axes fraction", fontsize=8, ha="right", va=va)

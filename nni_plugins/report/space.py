@@ -13,7 +13,7 @@ import click
 
 from nni_plugins.search.errors import SearchError
 from nni_plugins.search.spaces import Space, dump_space, places, ranking_space, sparsity_space
-from nni_plugins.training.errors import RecipeError
+from nni_plugins.training.errors import CompressionError, RecipeError
 
 
 def run(
@@ -54,7 +54,10 @@ def run(
         graph = watch(target, "heads")
     if inexact:
         settings = dataclasses.replace(settings, exact_only=False)
-    groups = prunable_groups(settings, target.model, graph)
+    try:
+        groups = prunable_groups(settings, target.model, graph)
+    except CompressionError as error:
+        raise CompressionError(f"{target.name}: {error}") from None
     try:
         make = ranking_space if kind == "ranking" else sparsity_space
         options: dict[str, Any] = {} if kind == "ranking" else {"lowest": lowest, "highest": highest, "levels": levels}

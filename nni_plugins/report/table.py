@@ -15,6 +15,8 @@ UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 def comparison(findings: Findings) -> tuple[list[str], list[list[str]]]:
     """Header and rows: one row a quantity, one column a model, and what the compact one saves."""
     dense, compact = findings.dense, findings.compact
+    if dense is None or compact is None:
+        return ["", "chosen"], _of_one(findings)
     rows: list[list[str]] = []
     for label, name in ((f"test {findings.metric}", "test"), (f"validation {findings.metric}", "validation")):
         before, after = getattr(dense, name), getattr(compact, name)
@@ -32,12 +34,26 @@ def comparison(findings: Findings) -> tuple[list[str], list[list[str]]]:
     return ["", dense.name, compact.name, "change"], rows
 
 
+def _of_one(findings: Findings) -> list[list[str]]:
+    """What is known of the best trial, where there is no model to compare."""
+    best = next((one for one in findings.candidates if one.id == findings.chosen), None)
+    if best is None:
+        return []
+    rows = [[f"validation {findings.metric}", quality(best.metric, findings.metric)]]
+    rows += [["MACs", amount(best.macs)]] if best.macs is not None else []
+    rows += [["parameters", amount(best.params)]] if best.params is not None else []
+    rows += [["latency", f"{best.latency_ms:.2f} ms"]] if best.latency_ms is not None else []
+    rows += [["file", size(best.file_bytes)]] if best.file_bytes is not None else []
+    return rows + [[name, f"{value:.4g}"] for name, value in best.others.items()]
+
+
 def rich_table(findings: Findings) -> Table:
     """The comparison for a terminal."""
     from rich.table import Table
 
     header, rows = comparison(findings)
-    table = Table(title=f"{findings.title}: dense and compact model", title_justify="left")
+    what = "dense and compact model" if findings.compact is not None else "the best trial"
+    table = Table(title=f"{findings.title}: {what}", title_justify="left")
     for index, name in enumerate(header):
         table.add_column(name, justify="left" if index == 0 else "right", style="bold" if index == 2 else None)
     for row in rows:
@@ -54,11 +70,14 @@ def markdown_table(header: list[str], rows: list[list[str]], left: tuple[int, ..
 
 def proof_lines(findings: Findings) -> list[str]:
     """What was checked, in whole sentences."""
-    verdict = "equals" if findings.relative_error <= findings.tolerance else "DIFFERS FROM"
-    lines = [
-        f"The compact model {verdict} the masked model: largest difference {findings.relative_error:.1e} of the "
-        f"output's size ({findings.max_error:.1e} absolute; allowed {findings.tolerance:.0e})."
-    ]
+    lines = []
+    if findings.relative_error is not None:
+        verdict = "equals" if findings.relative_error <= findings.tolerance else "DIFFERS FROM"
+        absolute = "" if findings.max_error is None else f"{findings.max_error:.1e} absolute; "
+        lines.append(
+            f"The compact model {verdict} the masked model: largest difference {findings.relative_error:.1e} of the "
+            f"output's size ({absolute}allowed {findings.tolerance:.0e})."
+        )
     stock = findings.stock
     if stock is not None and stock.note:
         lines.append(f"NNI's own ModelSpeedup with our replacers was not compared: {stock.note}.")
@@ -68,7 +87,7 @@ def proof_lines(findings: Findings) -> list[str]:
         if stock.max_error == 0:
             outputs = "the same outputs, to the last bit"
         lines.append(f"NNI's own ModelSpeedup with our replacers makes a model of {shapes} and {outputs}.")
-    if findings.realised is not None:
+    if findings.realised is not None and findings.dense is not None and findings.compact is not None:
         macs = share(findings.dense.macs, findings.compact.macs)
         time = share(findings.dense.latency_ms or 1.0, findings.compact.latency_ms or 1.0)
         saved = f"Of the saving in MACs, {100 * findings.realised:.0f}% is a saving of time here"
@@ -90,14 +109,15 @@ def quality(value: float | None, metric: str) -> str:
     """A metric as people write it: accuracy in per cent, others with four digits."""
     if value is None:
         return "–"
-    return f"{100 * value:.2f}%" if metric == "accuracy" else f"{value:.4g}"
+    return f"{100 * value:.2f}%" if metric == "accuracy" and abs(value) <= 1 else f"{value:.4g}"
 
 
 def quality_change(before: float | None, after: float | None, metric: str) -> str:
     """The difference, in points for accuracy."""
     if before is None or after is None:
         return ""
-    return f"{100 * (after - before):+.2f} points" if metric == "accuracy" else f"{after - before:+.4g}"
+    shares = metric == "accuracy" and max(abs(before), abs(after)) <= 1
+    return f"{100 * (after - before):+.2f} points" if shares else f"{after - before:+.4g}"
 
 
 def amount(value: float) -> str:

@@ -55,7 +55,9 @@ def test_experiment_runs_to_done_and_its_results_are_in_nni(
     assert answer["stock"]["same_shapes"]
     assert answer["stock"]["max_error"] < 1e-5
     assert answer["stock"]["note"] == ""
-    assert {path.name for path in output.iterdir()} == {"report.md", "report.json", "pareto.png", "best"}
+    assert {path.name for path in output.iterdir()} == {
+        *("report.html", "report.md", "report.json", "pareto.png", "plots", "best")
+    }
     assert (output / "best" / "compact.safetensors").is_file()
 
 
