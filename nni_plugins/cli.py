@@ -97,15 +97,45 @@ def run(
 @click.argument("experiment", required=False)
 @experiments_folder
 @click.option("--output", type=PATH, help="Where to write it (default: outputs/NAME-ID).")
+@click.option("--no-test", is_flag=True, help="Leave the test split unread: the search will go on.")
 @as_json
-def report(experiment: str | None, experiments_folder: Path | None, output: Path | None, as_json: bool) -> None:
-    """Report on an experiment that nnictl ran: by id or folder, the newest one by default."""
-    from nni_plugins.experiment.finish import finish
-    from nni_plugins.experiment.manifest import find_experiment
+def report(
+    experiment: str | None, experiments_folder: Path | None, output: Path | None, no_test: bool, as_json: bool
+) -> None:
+    """Report on an experiment: running, finished, or moved here from another machine.
+
+    EXPERIMENT is an id (or its beginning), an experiment's folder, or a .tar.gz or .zip of one; the newest one by
+    default. Writes report.html (one file, with its plots), report.md, report.json, plots/ and best/. While the
+    experiment runs, and of an archive, no model is run and the test split is not read.
+
+    Example: nni-plugins report && xdg-open outputs/digits-*/report.html
+    """
+    from nni_plugins.experiment.reports import report_on
 
     console = make_console(as_json)
-    findings, written = finish(find_experiment(experiment, experiments_folder), output, console.print)
+    findings, written = report_on(experiment, experiments_folder, output, console.print, not no_test)
     show_findings(findings, written, console, as_json)
+
+
+@commands.command()
+@click.argument("first", metavar="A")
+@click.argument("second", metavar="B")
+@experiments_folder
+@click.option("--output", type=PATH, help="Where to write it (default: outputs/compare-A-B).")
+@as_json
+def compare(first: str, second: str, experiments_folder: Path | None, output: Path | None, as_json: bool) -> None:
+    """Compare two experiments, or two compressions: best models, fronts, and what was done differently.
+
+    A and B are experiments as for `report`, or the folders of reports (outputs/NAME). Writes compare.html, .md, .json,
+    .png and .pdf. Two that measure different things are refused.
+
+    Example: nni-plugins compare outputs/digits-k3xv91qa outputs/digits_amc-x81nqvmz
+    """
+    from nni_plugins.experiment.reports import compare_two
+
+    console = make_console(as_json)
+    comparison, written = compare_two(first, second, experiments_folder, output)
+    show_comparison(comparison, written, console, as_json)
 
 
 @commands.command()
@@ -295,7 +325,24 @@ def show_findings(findings: Any, written: Path, console: Console, as_json: bool)
     console.print(rich_table(findings))
     for line in proof_lines(findings):
         console.print(line, highlight=False, soft_wrap=True)
-    console.print(f"report: {written / 'report.md'}", highlight=False, soft_wrap=True)
+    for note in findings.notes:
+        console.print(f"note: {note}", highlight=False, soft_wrap=True)
+    console.print(f"report: {written / 'report.html'}, report.md", highlight=False, soft_wrap=True)
+
+
+def show_comparison(comparison: Any, written: Path, console: Console, as_json: bool) -> None:
+    """Print both models side by side, or all of it as JSON; warnings go to standard error."""
+    from nni_plugins.report.compare_page import comparison_table, volume_words
+
+    for warning in comparison.warnings:
+        click.echo(f"warning: {warning}", err=True)
+    if as_json:
+        click.echo(json.dumps({**comparison.to_dict(), "output": str(written)}, indent=2, default=str))
+        return
+    console.print(comparison_table(comparison))
+    for line in filter(None, [volume_words(comparison)]):
+        console.print(line, highlight=False, soft_wrap=True)
+    console.print(f"comparison: {written / 'compare.html'}, compare.md", highlight=False, soft_wrap=True)
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 from nni_plugins.experiment.folders import FAILURE, dense_folder, trial_output, write_failure
 from nni_plugins.experiment.guard import die_with_manager, only_writer
+from nni_plugins.report.environment import save_environment
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +58,7 @@ def as_trial(work: Callable[[Path, dict[str, Any]], None]) -> int:
     try:
         with only_writer(output):
             (output / FAILURE).unlink(missing_ok=True)
+            save_environment(output)
             work(output, parameters)
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__

@@ -13,7 +13,7 @@ from nni_plugins.experiment.ablation import ABLATION, without_teacher
 from nni_plugins.experiment.bring import bring_dense
 from nni_plugins.experiment.errors import ExperimentError
 from nni_plugins.experiment.folders import read_json
-from nni_plugins.experiment.gather import compact_figures, metrics_of
+from nni_plugins.experiment.gather import BOUNDS, compact_figures, metrics_of
 from nni_plugins.experiment.manifest import Known
 from nni_plugins.experiment.trials import Trial
 from nni_plugins.report.findings import Findings, ModelFigures, StockCheck
@@ -40,7 +40,6 @@ def evaluated(findings: Findings, known: Known, winner: Trial, say: Callable[[st
     folder, metrics = folder_of(winner), metrics_of(winner)
     try:
         recipe = load_recipe(folder / "recipe.yml")
-        findings = replace(findings, tolerance=recipe.speedup.tolerance, bounds=bounds(recipe))
         if not known.listed and read_dense(known.folder / "dense" / recipe.dense_key()) is None:
             raise ExperimentError("the dense model is not in the experiment's folder")
         if known.listed:
@@ -205,5 +204,5 @@ def dense_figures(dense: DenseBaseline, test: float | None) -> ModelFigures:
 def bounds(recipe: Recipe) -> dict[str, float]:
     """The bounds that the recipe's objective sets."""
     names = [field.name for field in dataclasses.fields(recipe.objective)]
-    limits = {name: getattr(recipe.objective, name) for name in names if name in ("macs", "params", "latency_ms")}
+    limits = {name: getattr(recipe.objective, name) for name in names if name in BOUNDS}
     return {name: value for name, value in limits.items() if value is not None}

@@ -83,6 +83,26 @@ def _quick(trial: Trial) -> bool:
         return False
 
 
+def look(known: Known) -> Findings:
+    """What is known of an experiment without running, testing or writing anything.
+
+    Raises
+    ------
+    ExperimentError
+        When it has no trials.
+    """
+    running = known.running()
+    trials = known.trials()
+    if not trials:
+        raise ExperimentError(no_winner(known, trials))
+    trials = finetuned_trials(known, trials)
+    findings = gather(known, trials, known.curves(), running)
+    winner = best_of(trials, findings.maximize)
+    if winner is None or winner.folder is None or findings.compact is None:
+        return findings
+    return recorded(findings, known, winner, lambda line: None, False)
+
+
 def finetuned_trials(known: Known, trials: list[Trial]) -> list[Trial]:
     """The trials; those that an earlier report fine-tuned as they were then."""
     found = []

@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from nni_plugins.experiment.best_trials import FINETUNED
 from nni_plugins.experiment.errors import ExperimentError
 from nni_plugins.experiment.folders import METRICS, read_json
@@ -18,6 +20,7 @@ from nni_plugins.report.findings import Candidate, Findings, Layer, ModelFigures
 
 PLAN, RECIPE = "plan.json", "recipe.yml"
 COSTS = ("macs", "params", "latency_ms")
+BOUNDS = ("macs", "params", "bytes", "latency_ms")
 KNOWN_FIGURES = frozenset(
     ("default", "accuracy", *COSTS, "bytes", "max_error", "relative_error", "feasible", "finetuned", "higher_is_better")
 )
@@ -51,6 +54,7 @@ def gather(known: Known, trials: Sequence[Trial], curves: Mapping[str, Any], run
     chosen = best_of(trials, search["maximize"])
     metrics = read[chosen.id] if chosen is not None else {}
     plan = plan_of(chosen.folder if chosen is not None else None)
+    recipe = _text(chosen.folder / RECIPE) if chosen is not None and chosen.folder is not None else ""
     wanted = config.get("maxTrialNumber")
     ended = sum(trial.status not in ("WAITING", "RUNNING", "UNKNOWN", "UNFINISHED") for trial in trials)
     stopped = isinstance(wanted, int) and ended < wanted
@@ -67,10 +71,11 @@ def gather(known: Known, trials: Sequence[Trial], curves: Mapping[str, Any], run
         candidates=[candidate(trial, read[trial.id], curves.get(trial.id, ())) for trial in trials],
         max_error=number(metrics.get("max_error")),
         relative_error=number(metrics.get("relative_error")),
+        **limits_of(recipe),
         seconds=number(profile.get("execDuration")),
         environment=environment_of(known, chosen),
         commands=commands(known, config),
-        recipe=_text(chosen.folder / RECIPE) if chosen is not None and chosen.folder is not None else "",
+        recipe=recipe,
         experiment={"id": known.id, "folder": known.folder.name if known.archive else str(known.folder)},
         state="running" if running else "stopped" if stopped else "finished",
         trials_wanted=wanted if isinstance(wanted, int) else None,
@@ -212,6 +217,23 @@ def plan_of(folder: Path | None) -> tuple[list[tuple[str, int, int]], list[str]]
     ]
     blocks = report.get("removed_blocks") if isinstance(report, dict) else None
     return rows, [str(name) for name in blocks] if isinstance(blocks, list) else []
+
+
+def limits_of(recipe: str) -> dict[str, Any]:
+    """The bounds of a recipe's objective, and its tolerance, read without the code that the recipe may name."""
+    try:
+        found = yaml.safe_load(recipe)
+    except yaml.YAMLError:
+        return {}
+    sections = found if isinstance(found, dict) else {}
+    objective, speedup = sections.get("objective"), sections.get("speedup")
+    limits: dict[str, Any] = {}
+    if isinstance(objective, dict):
+        bounds = {name: number(objective.get(name)) for name in BOUNDS}
+        limits["bounds"] = {name: value for name, value in bounds.items() if value is not None}
+    if isinstance(speedup, dict) and number(speedup.get("tolerance")) is not None:
+        limits["tolerance"] = float(speedup["tolerance"])
+    return limits
 
 
 def environment_of(known: Known, chosen: Trial | None) -> dict[str, str]:

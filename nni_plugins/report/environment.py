@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
 from pathlib import Path
@@ -23,6 +24,12 @@ def environment() -> dict[str, str]:
     found["system"] = f"{platform.system()} {platform.release()} {platform.machine()}"
     found["processor"] = f"{_processor()}, {os.cpu_count()} cores"
     return found
+
+
+def save_environment(folder: Path) -> None:
+    """Write it into a trial's folder, for the report: the trial may have run on another machine."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / ENVIRONMENT).write_text(json.dumps(environment(), indent=1), encoding="utf-8")
 
 
 def _processor() -> str:

@@ -105,7 +105,8 @@ def draw_pareto(findings: Findings, cost: Cost, title: bool = True) -> Any:
         _draw_front(axes, place, points, findings)
         _draw_marked(axes, place, points, findings, cost, scale, factor)
         _draw_bound(axes, findings, cost, scale, unit)
-        _clip_outliers(axes, [factor * value for value in values], findings, factor)
+        levels = [] if dense_metric is None else [factor * dense_metric]
+        limit_outliers(axes, [factor * value for value in values], levels, findings.higher_is_better, in_percent)
         axes.set_xlabel(f"{unit} {cost.words}" if cost.name == "macs" else f"{cost.words} ({unit})".replace(" ()", ""))
         axes.set_ylabel(metric_label(findings.metric, in_percent))
         if title:
@@ -175,23 +176,35 @@ def _draw_bound(axes: Any, findings: Findings, cost: Cost, scale: float, unit: s
     axes.annotate(note, (limit, 1.0), xycoords=("data", "axes fraction"), fontsize=8, va="bottom", ha="center")
 
 
-def _clip_outliers(axes: Any, values: list[float], findings: Findings, factor: float) -> None:
-    """Keep a trial that learned nothing from squeezing the interesting points into a line; it is drawn at the edge."""
+def limit_outliers(
+    axes: Any, values: list[float], levels: list[float], higher_is_better: bool, in_percent: bool
+) -> None:
+    """Keep a trial that learned nothing from squeezing the interesting points into a line; a note says how many.
+
+    Parameters
+    ----------
+    axes
+        Whose y axis is limited.
+    values, levels
+        What is drawn, and what else has to stay in sight.
+    higher_is_better
+        The metric's direction.
+    in_percent
+        Whether the values are.
+    """
     if len(values) < 4:
         return
-    sign = 1.0 if findings.higher_is_better else -1.0
+    sign = 1.0 if higher_is_better else -1.0
     ordered = sorted(sign * value for value in values)
     worst, middle, usual = ordered[0], ordered[len(ordered) // 2], ordered[len(ordered) // 4]
-    dense = None if findings.dense is None else findings.dense.validation
-    top = max([*ordered, *([] if dense is None else [sign * factor * dense])])
-    least = 2.0 if factor == 100.0 else 0.02 * abs(middle)
-    if middle - worst <= 4 * max(top - usual, least):
-        return
-    edge = usual - 2 * max(top - usual, least)
+    top = max([*ordered, *(sign * level for level in levels)])
+    reach = max(top - usual, 2.0 if in_percent else 0.02 * abs(middle))
+    edge = usual - 2 * reach
     hidden = sum(value < edge for value in ordered)
-    if not hidden:
+    if middle - worst <= 4 * reach or not hidden:
         return
-    axes.set_ylim(**{"bottom" if sign > 0 else "top": sign * edge})
+    limits = (edge, top + 0.06 * (top - edge))
+    axes.set_ylim(*(limits if sign > 0 else (-limits[1], -limits[0])))
     arrow, height, va = ("▼", 0.02, "bottom") if sign > 0 else ("▲", 0.98, "top")
     note = f"{hidden} trial{'s' if hidden > 1 else ''} beyond {arrow}"
     axes.annotate(note, (0.995, height), xycoords="axes fraction", fontsize=8, ha="right", va=va)
