@@ -84,8 +84,12 @@ def run(
     evaluated on the test split once, a table dense against compact, report.md, pareto.png and the compact model itself.
     Ctrl-C stops it so that `--resume ID` goes on with it.
     """
+    from nni_plugins.command.places import check_writable
     from nni_plugins.experiment.session import run_experiment
 
+    check_writable(output or Path("outputs"), "--output")
+    if experiments_folder is not None:
+        check_writable(experiments_folder, "--experiments-folder")
     console = make_console(as_json)
     findings, written = run_experiment(
         experiment, port, console, experiments_folder, output, trials, concurrency, resume, listen
@@ -110,9 +114,11 @@ def report(
 
     Example: nni-plugins report && xdg-open outputs/digits-*/report.html
     """
+    from nni_plugins.command.places import check_writable
     from nni_plugins.experiment.reports import report_on
 
     console = make_console(as_json)
+    check_writable(output or Path("outputs"), "--output")
     findings, written = report_on(experiment, experiments_folder, output, console.print, not no_test)
     show_findings(findings, written, console, as_json)
 
@@ -131,9 +137,11 @@ def compare(first: str, second: str, experiments_folder: Path | None, output: Pa
 
     Example: nni-plugins compare outputs/digits-k3xv91qa outputs/digits_amc-x81nqvmz
     """
+    from nni_plugins.command.places import check_writable
     from nni_plugins.experiment.reports import compare_two
 
     console = make_console(as_json)
+    check_writable(output or Path("outputs"), "--output")
     comparison, written = compare_two(first, second, experiments_folder, output)
     show_comparison(comparison, written, console, as_json)
 
@@ -161,10 +169,15 @@ def status(experiment: str | None, experiments_folder: Path | None, everything: 
 @as_json
 def compress(recipe: Path, output: Path | None, changes: tuple[str, ...], as_json: bool) -> None:
     """Prune, fine-tune and compact a model by a recipe, without NNI's tuner."""
+    from nni_plugins.command.places import check_writable, undone_if_empty
     from nni_plugins.experiment.single import compress_recipe
 
     console = make_console(as_json)
-    findings, written = compress_recipe(recipe, output, dict(map(parse_change, changes)), console)
+    values = dict(map(parse_change, changes))
+    output = output or Path("outputs") / f"compress-{recipe.resolve().parent.name}"
+    check_writable(output, "--output")
+    with undone_if_empty(output / "best", output.parent / "dense"):
+        findings, written = compress_recipe(recipe, output, values, console)
     show_findings(findings, written, console, as_json)
 
 
@@ -297,7 +310,7 @@ def parse_change(text: str, option: str = "--set") -> tuple[str, Any]:
     """``prune.sparsity=0.7`` as a path and a value, which is read as YAML."""
     import yaml
 
-    from nni_plugins.training.recipe import read_value
+    from nni_plugins.training.yaml_file import read_value
 
     path, mark, value = text.partition("=")
     if not mark or not path.strip():

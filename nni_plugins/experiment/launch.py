@@ -19,8 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
+from nni_plugins.experiment.config_check import check_content, read_config, reason_of
 from nni_plugins.experiment.errors import ExperimentError
 from nni_plugins.experiment.machines import Found, Machine, check_machines, host_keys, machines_of
 from nni_plugins.experiment.manager import Manager, experiment_on
@@ -95,12 +94,8 @@ def load_config(
     ExperimentError
         When NNI refuses it; with NNI's reason.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise ExperimentError(f"{path}: cannot be read ({_one_line(error)})") from None
-    if not isinstance(content, dict):
-        raise ExperimentError(f"{path}: is not an experiment's configuration; it must be a mapping")
+    content = read_config(path)
+    check_content(content, path)
     from nni.experiment.config import ExperimentConfig, utils
 
     utils.unset_base_path()  # NNI leaves it set after a file that it refused, and then refuses every other one
@@ -124,10 +119,7 @@ def load_config(
     except ExperimentError:
         raise
     except Exception as error:  # NNI raises whatever comes: AttributeError, AssertionError, TypeError, ValueError
-        reason = _one_line(error)
-        if "_MISSING_TYPE" in reason:
-            reason = "a section that it needs is missing, such as trainingService: {platform: local}"
-        raise ExperimentError(f"{path}: NNI refuses this configuration: {reason}") from None
+        raise ExperimentError(f"{path}: NNI refuses this configuration: {reason_of(error)}") from None
     return config
 
 

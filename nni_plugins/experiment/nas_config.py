@@ -19,8 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from nni_plugins.experiment.config_check import read_config, reason_of
 from nni_plugins.experiment.errors import ExperimentError
 
 STRATEGIES = ("Random", "GridSearch", "RegularizedEvolution", "TPE", "PolicyBasedRL")
@@ -62,11 +61,7 @@ class NasSettings:
 
 def is_nas(path: Path) -> bool:
     """Say whether a configuration is one of an architecture search."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return False  # whoever reads it next says why
-    return isinstance(content, dict) and "nas" in content
+    return "nas" in read_config(path)
 
 
 def load_nas_config(
@@ -93,7 +88,7 @@ def load_nas_config(
     ExperimentError
         In one line.
     """
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    content = read_config(path)
     settings = read_settings(content.pop("nas"), path)
     for name in content:
         plain = str(name).lower().replace("_", "")
@@ -118,8 +113,8 @@ def load_nas_config(
         config = config.canonical_copy()
         config.validate()
     except Exception as error:  # NNI raises whatever comes
-        reason = " ".join(str(error).split()) or type(error).__name__
-        if "_MISSING_TYPE" in reason or "MISSING" in reason:
+        reason = reason_of(error)
+        if "MISSING" in reason:
             reason = "a field that it needs is missing, such as trainingService: {platform: local} or trialConcurrency"
         raise ExperimentError(f"{path}: NNI refuses this configuration: {reason}") from None
     finally:

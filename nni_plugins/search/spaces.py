@@ -51,17 +51,14 @@ def load_space(path: str | Path) -> Space:
     SearchError
         In one line: the file, the parameter, what is wrong and what to write.
     """
+    from nni_plugins.training.errors import RecipeError
+    from nni_plugins.training.yaml_file import read_yaml
+
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SearchError(f"{path} cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from None
-    try:
-        space = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" line {mark.line + 1}:" if mark else ""
-        raise SearchError(f"{path.name}:{line} {getattr(error, 'problem', None) or 'not YAML'}") from None
+        space = read_yaml(path)
+    except RecipeError as error:
+        raise SearchError(str(error)) from None
     return check_space(space, path.name)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -93,7 +94,13 @@ def prepare_dense(recipe: Recipe, folder: str | Path, log: Callable[[str], Any] 
         log("waiting for the dense baseline, which another trial is training")
         lock.acquire()
     try:
+        home.mkdir(exist_ok=True)
         return read_dense(home) or _make(recipe, home, log)
+    except BaseException:
+        with contextlib.suppress(OSError):  # what failed before it trained leaves nothing
+            home.rmdir()
+            Path(lock.lock_file).unlink()
+        raise
     finally:
         lock.release()
 

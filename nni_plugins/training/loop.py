@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from nni_plugins.training.channels_last import guarded
 from nni_plugins.training.checkpoint import load_checkpoint, save_checkpoint
 from nni_plugins.training.data import Data
-from nni_plugins.training.errors import CompressionError, first_line, where
+from nni_plugins.training.errors import CompressionError, RecipeError, first_line, where
 from nni_plugins.training.loaders import apply, map_tensors, split_batch
 from nni_plugins.training.recipe import Recipe
 from nni_plugins.training.schedule import factor
@@ -80,6 +80,20 @@ class Loop:
         if not isinstance(loss, Tensor) or loss.numel() != 1 or not (loss.requires_grad or not model.training):
             raise CompressionError(f"{name} gives {_shapes(loss)}; it must be one number that depends on the output")
         return loss
+
+    def _batches(self, loader: Iterable[Any], what: str) -> Iterator[Any]:
+        """Yield what a loader yields, with its own failure as one line."""
+        batches = iter(loader)
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except RecipeError:
+                raise
+            except Exception as error:  # of the user's data
+                raise CompressionError(f"{self.stage}: the loader of {what} data fails: {where(error)}") from error
+            yield batch
 
     def _apply(self, model: nn.Module, inputs: Any) -> Any:
         try:
@@ -149,7 +163,7 @@ class Loop:
                 if hasattr(self.data.train, "set_epoch"):
                     self.data.train.set_epoch(before + epoch)
                 self.passes = before + epoch + 1
-                for batch in self.data.train:
+                for batch in self._batches(self.data.train, "training"):
                     scale = factor(self.settings, step, total, per_epoch)
                     for group, peak in zip(optimizer.param_groups, peaks, strict=False):
                         group["lr"] = peak * scale
@@ -205,7 +219,7 @@ class Loop:
         model.eval()
         outputs, targets = [], []
         try:
-            for batch in self.data.validation if loader is None else loader:
+            for batch in self._batches(self.data.validation if loader is None else loader, "evaluation"):
                 inputs, target = split_batch(self.place(batch))
                 with self.autocast():
                     output = self._apply(model, inputs)

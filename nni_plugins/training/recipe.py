@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any, get_origin
 
 import yaml
 
-from nni_plugins.training.errors import RecipeError, first_line
+from nni_plugins.training.errors import RecipeError
 from nni_plugins.training.schema import check, closest, field_paths, hints, option, plain, section, show
 from nni_plugins.training.sections import (
     DataSettings,
@@ -36,6 +35,7 @@ from nni_plugins.training.sections import (
     TrainSettings,
 )
 from nni_plugins.training.steps import USUAL, check_order
+from nni_plugins.training.yaml_file import read_yaml
 
 
 @dataclass(frozen=True)
@@ -128,22 +128,7 @@ def load_recipe(path: str | Path) -> Recipe:
         In one line: the file, the field, what is wrong and what is known.
     """
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise RecipeError(f"{path} cannot be read: {reason}") from None
-    try:
-        tree = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" line {mark.line + 1}:" if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise RecipeError(f"{path.name}:{where} {problem}") from None
-    except RecursionError:
-        raise RecipeError(f"{path.name} is nested too deep") from None
-    except ValueError as error:  # a number of more digits than Python reads, a date that is none
-        raise RecipeError(f"{path.name}: {first_line(error)}") from None
+    tree = read_yaml(path)
     try:
         return recipe_from_dict(tree, path.name, path.parent)
     except RecursionError:
@@ -227,37 +212,3 @@ def _set(tree: dict[str, Any], path: str, value: Any, source: str) -> None:
             return
         tree = tree[part] if index + 1 < len(parts) else tree
     tree[parts[-1]] = value
-
-
-def read_value(text: str) -> Any:
-    """Return a value as a recipe would have it: ``'1e-3'`` is a number, ``'[1, 2]'`` a list.
-
-    Raises
-    ------
-    yaml.YAMLError
-        If it is no YAML.
-    """
-    return yaml.load(text, Loader=_Loader)
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML as people write it: ``1e-3`` is a number, and a key given twice is a mistake."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict:
-        seen = set()
-        for key, _ in node.value:
-            name = (key.tag, key.value) if isinstance(key, yaml.ScalarNode) else None
-            if name in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value} is given twice", key.start_mark)
-            seen.add(name)
-        return super().construct_mapping(node, deep)
-
-
-def _number(loader: yaml.SafeLoader, node: yaml.Node) -> float:
-    return float(str(node.value).replace("_", ""))
-
-
-_Loader.yaml_implicit_resolvers = {key: list(rules) for key, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)

@@ -47,7 +47,7 @@ def resolve(reference: str, folder: str | None, field: str) -> Any:
                 f"{field} is {reference}: there is no module {error.name} in {looked} or installed"
             ) from None
         raise RecipeError(f"{field} is {reference}: its module fails to import: {error}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         reason = str(error).strip().splitlines() or [""]
         raise RecipeError(
             f"{field} is {reference}: its module fails to import: {type(error).__name__}: {reason[0]}"
@@ -77,7 +77,7 @@ def call(reference: str, folder: str | None, field: str, *args: Any, **kwargs: A
         return function(*args, **kwargs)
     except RecipeError:
         raise
-    except Exception as error:  # the user's own function
+    except (Exception, SystemExit) as error:  # the user's own function
         raise RecipeError(f"{field} is {reference}, which fails: {where(error)}") from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -42,9 +43,17 @@ def load_weights(model: nn.Module, path: Path) -> None:
         The file cannot be read, or its names or shapes are not the model's.
     """
     if not path.is_file():
-        raise CompressionError(f"{path} does not exist; model.checkpoint must be a file of trained weights")
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise CompressionError(f"{path} {what}; model.checkpoint must be a file of trained weights")
     try:
         state = _read(path)
+    except (EOFError, pickle.UnpicklingError) as error:
+        if "Weights only" not in str(error):
+            raise CompressionError(f"{path} cannot be read as weights: it is empty, or was cut off") from error
+        raise CompressionError(
+            f"{path} cannot be read as weights: it holds more than tensors, which could run code when it is read; "
+            "write it by torch.save(model.state_dict(), path), or as safetensors"
+        ) from error
     except Exception as error:  # torch and safetensors raise a dozen kinds
         raise CompressionError(f"{path} cannot be read as weights: {first_line(error)}") from error
     for prefix in PREFIXES:
