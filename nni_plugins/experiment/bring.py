@@ -11,6 +11,7 @@ from typing import Any
 from nni_plugins.experiment.errors import ExperimentError
 from nni_plugins.experiment.fetch import Fetcher
 from nni_plugins.experiment.folders import FAILURE
+from nni_plugins.experiment.health import why_waiting
 from nni_plugins.experiment.machines import Machine, machines_of_profile
 from nni_plugins.experiment.manifest import Known
 from nni_plugins.experiment.node import events
@@ -20,7 +21,7 @@ LOST = "lost with its machine"
 
 
 class Bringing:
-    """Shows trials, and brings the files of those that ended; does no more than show where all runs on this machine.
+    """Shows trials, says why none starts, and brings the files of those that ended on remote machines.
 
     Parameters
     ----------
@@ -31,7 +32,7 @@ class Bringing:
     show
         Called with the trials.
     say
-        Called with one line on what could not be brought.
+        Called with one line on what could not be brought, and on why no trial starts.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class Bringing:
         self._say = say
         self._asked: set[str] = set()
         self._later: list[Trial] = []
-        self._ended: list[Trial] = []
+        self._waiting = ""
         self._fetcher = Fetcher(machines, experiment)
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="fetch") if machines else None
 
@@ -61,6 +62,10 @@ class Bringing:
                     self._asked.add(trial.id)
                     self._pool.submit(self._bring, trial)
         self._show(trials)
+        waiting = why_waiting(self._experiment)
+        if waiting != self._waiting:
+            self._say(f"waiting: {waiting}" if waiting else "waiting no more")
+            self._waiting = waiting
 
     def __exit__(self, *_: object) -> None:
         if self._pool is None:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from nni_plugins.experiment.errors import ExperimentError, Interrupted
+from nni_plugins.experiment.health import why_stopped, why_waiting
 from nni_plugins.experiment.launch import Running
 from nni_plugins.experiment.trials import ENDED, Trial
 
@@ -64,15 +65,16 @@ def wait(
             heard = time.monotonic()
         except ExperimentError:
             if not running.alive() or time.monotonic() - heard > SILENCE_SECONDS:
+                why = why_stopped(running.folder)
                 raise ExperimentError(
-                    f"the manager of experiment {running.id} is gone; see {running.folder / 'log' / 'nnimanager.log'}, "
-                    f"then `{running.resume_command}`"
+                    f"the manager of experiment {running.id} is gone{f': {why}' if why else ''}; "
+                    f"see {running.folder / 'log' / 'nnimanager.log'}, then `{running.resume_command}`"
                 ) from None
             time.sleep(poll_seconds)
             continue
         show(trials)
         if status == "ERROR":
-            reason = "; ".join(errors) or "NNI does not say why"
+            reason = why_stopped(running.folder, errors) or "NNI does not say why"
             raise ExperimentError(
                 f"experiment {running.id} stopped with an error: {reason}; see {running.folder / 'log'}, "
                 f"then `{running.resume_command}`"
@@ -81,9 +83,9 @@ def wait(
             return trials
         if status != "RUNNING" or any(trial.status not in ENDED for trial in trials):
             busy = heard
-        elif heard - busy > idle_seconds:
+        elif heard - busy > idle_seconds and not why_waiting(running.folder):
             raise ExperimentError(
-                f"experiment {running.id} starts no more trials: its tuner died; "
+                f"experiment {running.id} starts no more trials: {why_stopped(running.folder) or 'its tuner died'}; "
                 f"see {running.folder}/log/dispatcher.log, then `{running.resume_command}`"
             )
         time.sleep(poll_seconds)

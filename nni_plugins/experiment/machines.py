@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -273,13 +275,8 @@ def _judge(machine: Machine, facts: dict[str, Any], gpus: float | None) -> Itera
 @cache
 def own_facts() -> dict[str, Any]:
     """What the probe answers on this machine."""
-    import contextlib
-    import io
-
-    answer = io.StringIO()
-    with contextlib.redirect_stdout(answer):
-        exec(compile(PROBE, "probe", "exec"), {"__name__": "probe"})
-    return json.loads(answer.getvalue())
+    answer = subprocess.run([sys.executable, "-"], input=PROBE, capture_output=True, text=True, check=True)
+    return json.loads(answer.stdout.strip().splitlines()[-1])
 
 
 def code_digest(package: Path) -> str:

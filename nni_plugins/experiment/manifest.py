@@ -37,6 +37,8 @@ class Known:
         Whether it is in NNI's list here; one that is not was moved here from elsewhere.
     archive
         Whether its folder came out of an archive: then nothing of it is run, and nothing outside it is read.
+    killed
+        Whether its manager ended without being stopped.
     """
 
     id: str
@@ -47,6 +49,7 @@ class Known:
     prefix: str | None = None
     listed: bool = True
     archive: bool = False
+    killed: bool = False
 
     def trials(self) -> list[Trial]:
         """Its trials: asked of the manager while it runs, else from its database."""
@@ -143,10 +146,11 @@ def moved(folder: Path, archive: bool = False) -> Known:
 
 def _known(entry: dict[str, Any]) -> Known:
     status, port, prefix = str(entry.get("status", "UNKNOWN")), entry.get("port"), entry.get("prefixUrl")
-    if status == "STOPPED" or not _alive(entry.get("pid")) or not isinstance(port, int):
+    killed = status != "STOPPED" and not _alive(entry.get("pid"))
+    if status == "STOPPED" or killed or not isinstance(port, int):
         status, port = "STOPPED", None
     folder = Path(entry.get("logDir") or manifest_path().parent) / entry["id"]
-    return Known(entry["id"], str(entry.get("experimentName") or ""), status, port, folder, prefix)
+    return Known(entry["id"], str(entry.get("experimentName") or ""), status, port, folder, prefix, killed=killed)
 
 
 def _alive(pid: Any) -> bool:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nni_plugins.experiment.health import bad_metrics, cut_off, lost_machines, why_stopped, why_waiting
+from nni_plugins.experiment.manager import Manager
 from nni_plugins.experiment.manifest import Known, find_experiment, known_experiments
+from nni_plugins.experiment.trials import ENDED, Trial
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,10 +20,45 @@ def list_experiments() -> dict[str, Any]:
 
 
 def experiment_status(name: str | None, experiments_folder: Path | None = None) -> dict[str, Any]:
-    """One experiment and its trials (see :func:`nni_plugins.experiment.manifest.find_experiment`)."""
+    """One experiment and its trials (see :func:`nni_plugins.experiment.manifest.find_experiment`).
+
+    Beside ``trials``: ``waiting`` (why no trial starts), ``problem`` (why it stopped, or does not go on),
+    ``lost_machines`` and ``resume`` (the command that goes on with it); each empty where there is nothing to say.
+    """
     known = find_experiment(name, experiments_folder)
-    trials = known.trials()
-    return {**_head(known), "trials": [trial.to_dict() for trial in trials]}
+    trials, profile = known.trials(), known.profile()
+    bad = bad_metrics(known.folder)
+    told = [_told(trial, bad, profile) for trial in trials]
+    wanted = (profile.get("params") or {}).get("maxTrialNumber")
+    ended = sum(trial.status in ENDED for trial in trials)
+    unfinished = known.port is None and (len(trials) > ended or (isinstance(wanted, int) and ended < wanted))
+    going = known.port is not None and known.status in ("RUNNING", "INITIALIZED")
+    return {
+        **_head(known),
+        "waiting": why_waiting(known.folder) if going else "",
+        "problem": _problem(known, unfinished),
+        "lost_machines": lost_machines(known.folder) if going else [],
+        "resume": f"nni-plugins run --resume {known.id}" if unfinished and known.listed else "",
+        "trials": told,
+    }
+
+
+def _told(trial: Trial, bad: dict[str, str], profile: dict[str, Any]) -> dict[str, Any]:
+    reason = bad.get(trial.id, "") if trial.status == "SUCCEEDED" and not trial.metrics else ""
+    return {**trial.to_dict(), "reason": reason or trial.reason or cut_off(trial, profile)}
+
+
+def _problem(known: Known, unfinished: bool) -> str:
+    """Why the experiment stopped before its end, or does not go on; empty where nothing is known to be wrong."""
+    if known.port is not None:
+        status, errors = Manager(known.port, known.prefix).status()
+        return why_stopped(known.folder, errors) or "NNI does not say why" if status == "ERROR" else ""
+    if not unfinished:
+        return ""
+    why = why_stopped(known.folder)
+    if known.killed:
+        return f"its manager ended without being stopped{f': {why}' if why else ''}"
+    return why if why.startswith(("the tuner died", "the disk", "another process")) else ""
 
 
 def show(data: dict[str, Any], console: Console) -> None:
@@ -36,14 +74,20 @@ def show(data: dict[str, Any], console: Console) -> None:
     page = f", http://127.0.0.1:{data['port']}" if data["port"] else ""
     console.print(f"experiment {data['id']} ({data['name']}): {data['status']}{page}", highlight=False)
     console.print(f"folder {data['folder']}", highlight=False, soft_wrap=True)
+    for name, what in (("waiting", "waiting: "), ("problem", "stopped: "), ("resume", "go on with it: ")):
+        if data[name]:
+            console.print(what + data[name], highlight=False, soft_wrap=True)
+    for machine in data["lost_machines"]:
+        console.print(f"machine {machine} cannot be reached; it is tried again", highlight=False)
     table = Table("", "trial", "status", "default", "accuracy", "MACs", "seconds", box=None, pad_edge=False)
     for trial in data["trials"]:
         table.add_row(*_row(trial))
     console.print(table)
     for trial in data["trials"]:
         if trial["reason"]:
+            words = "failed" if trial["status"] == "FAILED" else trial["status"].lower().replace("_", " ")
             console.print(
-                f"trial {trial['id']} failed: {trial['reason']}", highlight=False, markup=False, soft_wrap=True
+                f"trial {trial['id']} {words}: {trial['reason']}", highlight=False, markup=False, soft_wrap=True
             )
 
 

@@ -64,11 +64,13 @@ class Trial:
 
     @property
     def reason(self) -> str:
-        """Why the trial failed, or was lost with its machine; empty for one that did not."""
+        """Why the trial failed, was lost with its machine, or has no result; empty for one that did well."""
         if self.status == "FAILED":
             return failure_reason(self.folder)
         if self.status in ("USER_CANCELED", "SYS_CANCELED") and self.folder is not None:
             return str((read_json(self.folder / FAILURE) or {}).get("reason", ""))
+        if self.status == "SUCCEEDED" and not self.metrics:
+            return "it ended without a final result"
         return ""
 
     def to_dict(self) -> dict[str, Any]:

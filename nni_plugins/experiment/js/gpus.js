@@ -1,7 +1,7 @@
 // NNI refuses a trial that asks for as many GPUs as a machine has (it compares with >=), and fails where none is allowed.
 'use strict';
 
-module.exports = () => [['/task_scheduler/scheduler.js', patch]];
+module.exports = () => [['/common/trial_keeper/task_scheduler/scheduler.js', patch]];
 
 function patch({ TaskScheduler }) {
     const schedule = TaskScheduler.prototype.schedule;

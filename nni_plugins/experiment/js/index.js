@@ -2,6 +2,7 @@
 //
 // What NNI's own code does not do, one file each; nothing is changed on disk:
 //   loopback.js  listens on this machine only
+//   manager.js   waits for a slow tuner and a read database, notices a dead tuner and a killed trial
 //   ssh.js       knows its machines by their keys, leads workers back through the SSH connection, reconnects
 //   gpus.js      gives a trial all GPUs of a machine where it asks for all
 //   waiting.js   says why no trial is started
@@ -36,17 +37,17 @@ function note(event) {
 
 const context = { settings, note, port: Number(option('--port')) };
 const patches = [];
-for (const part of ['loopback', 'gpus', 'waiting', 'ssh']) {
+for (const part of ['loopback', 'manager', 'gpus', 'waiting', 'ssh']) {
     patches.push(...require('./' + part)(context));
 }
 
-// Each patch is [end of a file's path, what is done with its exports].
+// Each patch is [a file's path in nni_node, what is done with its exports].
 const load = Module.prototype.load;
 Module.prototype.load = function (filename) {
     const result = load.call(this, filename);
     const unix = filename.replaceAll('\\', '/');
     for (const [ending, patch] of patches) {
-        if (unix.endsWith(ending)) {
+        if (unix.endsWith('/nni_node' + ending)) {
             patch(this.exports);
         }
     }

@@ -110,9 +110,9 @@ module.exports = ({ settings, note, port }) => {
     }
 
     return [
-        ['/ssh2/lib/client.js', patchClient],
-        ['/remote_v3/ssh.js', patchSsh],
-        ['/remote_v3/worker.js', patchWorker],
-        ['/remote_v3/remote.js', patchService],
+        ['/node_modules/ssh2/lib/client.js', patchClient],
+        ['/training_service/remote_v3/ssh.js', patchSsh],
+        ['/training_service/remote_v3/worker.js', patchWorker],
+        ['/training_service/remote_v3/remote.js', patchService],
     ];
 };

@@ -28,9 +28,9 @@ module.exports = ({ note }) => {
     }
 
     return [
-        ['/local_v3/local.js', ({ LocalTrainingServiceV3 }) =>
+        ['/training_service/local_v3/local.js', ({ LocalTrainingServiceV3 }) =>
             watch(LocalTrainingServiceV3, service => [service.trialKeeper.envInfo, 'this machine', service.config])],
-        ['/remote_v3/remote.js', ({ RemoteTrainingServiceV3 }) =>
+        ['/training_service/remote_v3/remote.js', ({ RemoteTrainingServiceV3 }) =>
             watch(RemoteTrainingServiceV3, (service, envId) => {
                 const worker = service.workersByEnv.get(envId);
                 return [worker?.env, worker ? worker.config.host : envId, worker?.config ?? {}];

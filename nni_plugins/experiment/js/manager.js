@@ -1,0 +1,101 @@
+// What ends or stalls NNI's manager without a word: a tuner that is slow to start or dies, a database that another
+// process reads, a trial that is killed or reports a metric that is not JSON.
+'use strict';
+
+const fs = require('fs');
+const path = require('path');
+
+const TUNER_SECONDS = 180; // NNI: 10, which a busy machine does not keep
+const DATABASE_SECONDS = 60; // NNI: 1, and then the experiment ends
+const OVER = ['ERROR', 'STOPPING', 'STOPPED'];
+
+module.exports = ({ note }) => {
+    let tuner = null;
+    let tunerGone = null; // called when the tuner's process ends
+
+    function patchUtils(utils) {
+        const start = utils.getTunerProc;
+        utils.getTunerProc = (...args) => {
+            tuner = start(...args);
+            tuner.once('exit', (code, signal) => tunerGone?.(signal ? `signal ${signal}` : `exit status ${code}`));
+            return tuner;
+        };
+    }
+
+    function patchChannel({ getTunerServer }) {
+        Object.getPrototypeOf(getTunerServer()).init = async function () {
+            const late = setTimeout(() => this.connect.reject(
+                new Error(`the tuner did not start in ${TUNER_SECONDS} seconds; see log/dispatcher.log`)),
+            TUNER_SECONDS * 1000);
+            try {
+                await this.connect.promise;
+            } finally {
+                clearTimeout(late);
+            }
+        };
+    }
+
+    function patchManager({ NNIManager }) {
+        const setup = NNIManager.prototype.setupTuner;
+        NNIManager.prototype.setupTuner = async function (...args) {
+            tunerGone = how => {
+                if (!OVER.includes(this.status.status)) {
+                    this.criticalError(new Error(`the tuner's process ended (${how}); see log/dispatcher.log`));
+                }
+            };
+            return setup.apply(this, args);
+        };
+        const onMetrics = NNIManager.prototype.onTrialJobMetrics;
+        NNIManager.prototype.onTrialJobMetrics = async function (metric) {
+            try {
+                JSON.parse(JSON.parse(metric.data).value);
+            } catch (error) {
+                note({ kind: 'bad metric', trial: metric.id, metric: String(metric.data).slice(0, 300) });
+                return undefined; // NNI ends the whole experiment for a NaN
+            }
+            return onMetrics.call(this, metric);
+        };
+    }
+
+    function patchDatabase({ SqlDB }) {
+        const init = SqlDB.prototype.init;
+        SqlDB.prototype.init = async function (...args) {
+            const result = await init.apply(this, args);
+            this.db.configure('busyTimeout', DATABASE_SECONDS * 1000);
+            return result;
+        };
+    }
+
+    // A trial that is killed from outside has failed; NNI takes it for one that somebody cancelled.
+    function patchTrial({ TrialProcess }) {
+        const { spawn, kill, resolveStop } = TrialProcess.prototype;
+        TrialProcess.prototype.spawn = function (options) {
+            this.folder = options.outputDirectory;
+            return spawn.call(this, options);
+        };
+        TrialProcess.prototype.kill = function (...args) {
+            this.wanted = true;
+            return kill.apply(this, args);
+        };
+        TrialProcess.prototype.resolveStop = function (event, code, signal, ...rest) {
+            if (signal && !this.wanted) {
+                const file = path.join(this.folder, 'failure.json');
+                const hint = signal === 'SIGKILL' ? '; the machine may be out of memory' : '';
+                const failure = { reason: `it was killed by ${signal}${hint}`, error: signal, parameters: {} };
+                if (!fs.existsSync(file)) {
+                    fs.writeFile(file, JSON.stringify(failure, null, 2), () => {});
+                }
+                return resolveStop.call(this, event, 128, null, ...rest);
+            }
+            return resolveStop.call(this, event, code, signal, ...rest);
+        };
+    }
+
+    return [
+        ['/common/utils.js', patchUtils],
+        ['/core/tuner_command_channel.js', patchChannel],
+        ['/core/nnimanager.js', patchManager],
+        ['/core/sqlDatabase.js', patchDatabase],
+        ['/common/trial_keeper/process.js', patchTrial],
+    ];
+};
