@@ -42,6 +42,8 @@ class Info:
         Its element type.
     order
         The order of its dimensions in memory, outermost first, of what modules are given and return.
+    written
+        The few numbers that the forward itself wrote into it (``torch.tensor(x.shape[1])``).
     """
 
     shape: tuple[int, ...]
@@ -52,6 +54,7 @@ class Info:
     made: int = 0
     dtype: torch.dtype | None = None
     order: tuple[int, ...] | None = None
+    written: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         rank, zero = len(self.shape), self.zero

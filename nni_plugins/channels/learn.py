@@ -47,9 +47,12 @@ def learn(
         before = {key: list(graph.learnt.get(key, [])) for key, _ in added}
         for key, labels in added:
             graph.learnt[key] = [a for a in before[key] if len(a) != len(labels)] + [labels]
-        after = replay.run(model)
-        if after is not None and after.index <= mismatch.index:
-            graph.learnt.update(before)
+        after: Mismatch | None = mismatch
+        try:
+            after = replay.run(model)
+        finally:
+            if after is not None and after.index <= mismatch.index:
+                graph.learnt.update(before)
         return after
 
     shrunk = list(shrinking(replay, operator))

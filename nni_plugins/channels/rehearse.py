@@ -4,12 +4,16 @@ A forward may hold sizes: in an attribute (``num_heads``), which then has to fol
 (``x.view(b, -1, 8)``), so that what would change the size must stay. Both come out where a replay first leaves the
 prediction. What one module teaches is taken to hold for the others of its class at the same place of their forward, so
 that a deep model takes as many replays as it has kinds of modules, not as many as it has modules.
+
+How many replays there may be is limited, so that the time is, whatever the model: what is not known to run by then
+stays.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,12 +24,18 @@ from nni_plugins.channels.labels import Array, Cause
 from nni_plugins.channels.learn import learn
 from nni_plugins.channels.peers import Peers, label_at, shrinking
 from nni_plugins.channels.plan import Plan
-from nni_plugins.channels.replay import Mismatch, Replay
+from nni_plugins.channels.replay import Allowance, Mismatch, Replay, Spent
 
 _logger = logging.getLogger(__name__)
 
 FIXED = "its forward holds a fixed size"
 SCALED = "its forward computes with a number that follows the size"
+LIMITED = "so often did the model not run as predicted that no more was tried"
+
+#: How many replays settle one plan at most; a model that must compute to run takes long for one.
+_MOST_RUNS = {"none": 400, "fake": 200, "real": 60}
+#: So often one group is looked for that makes an operator fail; after that, twice as many at once each time.
+_PATIENCE = {"none": 16, "fake": 8, "real": 4}
 
 PlanOf = Callable[[ChannelGraph], Plan]
 
@@ -123,32 +133,70 @@ def settled(
     """
     modules = dict(model.named_modules())
     peers = Peers(graph, modules)
+    trial = _Trial(model, dummy_input, skip, Allowance(_MOST_RUNS[graph.trace.data]))
+    halvings = 0
     while True:
         plan = plan_of(graph)
-        replay = Replay(plan, dummy_input, skip)
-        mismatch = replay.run(model)
-        while mismatch is not None and not mismatch.scaled:
-            better = learn(graph, replay, model, modules, mismatch, peers)
-            if better is mismatch:
-                break
-            mismatch = better
-        if mismatch is None:
-            return graph, plan
-        stay = _blocks_to_blame(plan, model, dummy_input, skip, mismatch)
-        if stay:
-            if on_freeze is not None:
+        replay = trial.of(plan)
+        mismatch: Mismatch | None = None
+        try:
+            mismatch = replay.run(model)
+            while mismatch is not None and not mismatch.scaled:
+                better = learn(graph, replay, model, modules, mismatch, peers)
+                if better is mismatch:
+                    break
+                mismatch = better
+            if mismatch is None:
+                return graph, plan
+            stay = _blocks_to_blame(plan, trial, mismatch)
+            if stay:
+                if on_freeze is not None:
+                    on_freeze(mismatch)
+                graph = graph.without_blocks(dict.fromkeys(stay, f"the model does not run without it ({mismatch})"))
+                continue
+            culprits = [] if innocent or mismatch.scaled else _culprits(replay, mismatch, peers)
+            if not culprits:
+                halvings += 1
+                most = 2 ** max(0, halvings - _PATIENCE[graph.trace.data])
+                culprits = _found_by_halving(graph, plan, trial, mismatch, innocent, peers, most)
+        except Spent:
+            if on_freeze is not None and mismatch is not None:
                 on_freeze(mismatch)
-            graph = graph.without_blocks(dict.fromkeys(stay, f"the model does not run without it ({mismatch})"))
-            continue
-        culprits = [] if innocent or mismatch.scaled else _culprits(replay, mismatch, peers)
-        if not culprits:
-            culprits = _found_by_halving(graph, plan, model, dummy_input, skip, mismatch, innocent, peers)
+            return _as_far_as_known(graph, plan, plan_of, innocent, mismatch)
         if not culprits:
             _logger.warning("the model does not run twice in the same way, so nothing can be rehearsed: %s", mismatch)
             return graph, plan
         if on_freeze is not None:
             on_freeze(mismatch)
         graph = graph.without(culprits)
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """What plans are tried on, and how often they may still be."""
+
+    model: nn.Module
+    dummy_input: Any
+    skip: Collection[str]
+    allowance: Allowance
+
+    def of(self, plan: Plan) -> Replay:
+        return Replay(plan, self.dummy_input, self.skip, self.allowance)
+
+    def fails(self, plan: Plan, until: int | None = None) -> Mismatch | None:
+        return self.of(plan).run(self.model, until)
+
+
+def _as_far_as_known(
+    graph: ChannelGraph, plan: Plan, plan_of: PlanOf, innocent: Collection[str], mismatch: Mismatch | None
+) -> tuple[ChannelGraph, Plan]:
+    """Return the graph in which all that is not known to run stays, named by the operator that failed last."""
+    operator = mismatch.operator if mismatch is not None else None
+    cause = Cause(operator.module, operator.name, LIMITED) if operator is not None else Cause("", "", LIMITED)
+    _logger.warning("%s: %s", LIMITED, mismatch)
+    graph = graph.without([(graph.labels_of(name), cause) for name in plan.kept if name not in innocent])
+    graph = graph.without_blocks(dict.fromkeys(plan.blocks, LIMITED))
+    return graph, plan_of(graph)
 
 
 # -- groups that must stay -----------------------------------------------------------------------------------------
@@ -173,26 +221,25 @@ def _culprits(replay: Replay, mismatch: Mismatch, peers: Peers) -> list[tuple[Ar
 def _found_by_halving(
     graph: ChannelGraph,
     plan: Plan,
-    model: nn.Module,
-    dummy_input: Any,
-    skip: Collection[str],
+    trial: _Trial,
     mismatch: Mismatch,
     innocent: Collection[str],
     peers: Peers,
+    most: int,
 ) -> list[tuple[Array, Cause]]:
-    """Find groups without which the plan runs, where the operator that fails does not name them.
+    """Find up to ``most`` groups that make an operator fail, where it does not name them.
 
     Where a number follows their size, so it does at the same place of peers.
     """
 
     def fails(names: Sequence[str]) -> bool:
         wanted = {name: plan.kept[name] for name in plan.kept if name in names or name in innocent}
-        return Replay(Plan(graph, wanted, plan.blocks), dummy_input, skip).run(model) is not None
+        return trial.fails(Plan(graph, wanted, plan.blocks), until=mismatch.index) is not None
 
     suspects = [name for name in plan.kept if name not in innocent]
     if not suspects or fails([]):
         return []
-    suspects = _fewest(suspects, fails)
+    suspects = _fewest(suspects, fails, most)
     operator = mismatch.operator
     if operator is None:
         return [(graph.labels_of(name), Cause("", "", FIXED)) for name in suspects]
@@ -203,9 +250,7 @@ def _found_by_halving(
     return found
 
 
-def _blocks_to_blame(
-    plan: Plan, model: nn.Module, dummy_input: Any, skip: Collection[str], mismatch: Mismatch
-) -> list[str]:
+def _blocks_to_blame(plan: Plan, trial: _Trial, mismatch: Mismatch) -> list[str]:
     """Find blocks whose removal makes a plan fail at ``mismatch`` or before: without them, nothing fails so early."""
     operators = plan.graph.trace.operators
 
@@ -213,15 +258,15 @@ def _blocks_to_blame(
         return next((i for i, operator in enumerate(operators) if operator is of.operator), len(operators))
 
     def fails(names: Sequence[str]) -> bool:
-        again = Replay(Plan(plan.graph, plan.kept, names), dummy_input, skip).run(model)
+        again = trial.fails(Plan(plan.graph, plan.kept, names))
         return again is not None and place(again) <= place(mismatch)
 
     return [] if not plan.blocks or fails([]) else _fewest(list(plan.blocks), fails)
 
 
-def _fewest(suspects: list[str], fails: Callable[[Sequence[str]], bool]) -> list[str]:
-    """Halve suspects for as long as one half fails by itself."""
-    while len(suspects) > 1:
+def _fewest(suspects: list[str], fails: Callable[[Sequence[str]], bool], most: int = 1) -> list[str]:
+    """Halve suspects for as long as one half fails by itself, until no more than ``most`` are left."""
+    while len(suspects) > most:
         middle = len(suspects) // 2
         if fails(suspects[:middle]):
             suspects = suspects[:middle]

@@ -19,6 +19,7 @@ from nni_plugins.channels.labels import MaybeLabels
 from nni_plugins.channels.plan import Plan
 from nni_plugins.channels.rules.registry import rule_for
 from nni_plugins.channels.skeleton import skeleton
+from nni_plugins.channels.trace import LITERALS, numbers_of
 from nni_plugins.channels.watch import StopWatching, run_recorded
 
 #: Operators that say the same: a linear layer with and without a bias, a reshape with and without a copy.
@@ -53,7 +54,9 @@ def plain_name(operator: str) -> str:
 COPIES = frozenset(
     ["aten.clone", "aten.contiguous", "aten.detach", "aten.alias", "aten.lift_fresh", "aten.as_strided_"]
 )
-_PASSED_OVER = COPIES | _ORDERS
+#: What is put into them, the operators that do so tell.
+_UNFILLED = frozenset(["aten.empty", "aten.empty_like", "aten.empty_strided", "aten.new_empty"])
+_PASSED_OVER = COPIES | _ORDERS | _UNFILLED
 
 #: Torch's own, which say by a tag whether the size of a result depends on values; others (a detector's) may not.
 _OWN_OPERATORS = frozenset(["aten", "prims", "prim"])
@@ -99,11 +102,27 @@ def _without_ones(shape: Sequence[int], wanted: Sequence[int]) -> bool:
 def _other_number(operator: Operator, args: tuple, kwargs: dict) -> str:
     """Say so where an operator is given another number than in the watched run: a scale made from a size."""
     kinds = (float, int) if operator.name.rstrip("_") in _ARITHMETIC else float
-    pairs = [*zip(operator.args, args, strict=False), *((operator.kwargs.get(key), kwargs[key]) for key in kwargs)]
-    for before, now in pairs:
+    for before, now in _pairs(operator, args, kwargs):
         numbers = isinstance(before, kinds) and isinstance(now, kinds) and not isinstance(now, bool)
         if numbers and before == before and not math.isclose(before, now, rel_tol=1e-9):  # NaN equals nothing
             return f"it is given {now:.6g}, not {before:.6g}, a number that follows a size"
+    return ""
+
+
+def _pairs(operator: Operator, args: tuple, kwargs: dict) -> list[tuple[Any, Any]]:
+    return [*zip(operator.args, args, strict=False), *((operator.kwargs.get(key), kwargs[key]) for key in kwargs)]
+
+
+def _other_literal(operator: Operator, args: tuple, kwargs: dict, literals: dict[int, Literal]) -> str:
+    """Say so where an operator computes with a tensor into which the forward wrote another number: a size, maybe."""
+    if not all(info.dtype is not None and info.dtype.is_floating_point for info in operator.outputs):
+        return ""  # indices and sizes may follow
+    for before, now in _pairs(operator, args, kwargs):
+        if isinstance(before, Info) and before.written and id(now) in literals:
+            numbers = literals[id(now)][1]
+            for a, b in zip(before.written, numbers if len(numbers) == len(before.written) else (), strict=False):
+                if a == a and not math.isclose(a, b, rel_tol=1e-6):
+                    return f"it is given {b:.6g}, not {a:.6g}, a number that follows a size"
     return ""
 
 
@@ -115,8 +134,27 @@ def _places(size: int, start: int | None, end: int | None, step: int | None) -> 
     return np.arange(size)[slice(start, end, step)]
 
 
+class Allowance:
+    """How often a plan may still be replayed: a forward that hangs on everything must not take for ever."""
+
+    def __init__(self, runs: int) -> None:
+        self.left = runs
+
+    def spend(self) -> None:
+        if self.left <= 0:
+            raise Spent
+        self.left -= 1
+
+
+class Spent(Exception):
+    """No more replays are allowed."""
+
+
+Literal = tuple[torch.Tensor, tuple[float, ...]]  # the tensor, lest its id be given to another, and what it holds
+
+
 class _Stop(StopWatching):
-    def __init__(self, mismatch: Mismatch) -> None:
+    def __init__(self, mismatch: Mismatch | None) -> None:
         self.mismatch = mismatch
 
 
@@ -131,9 +169,13 @@ class Replay:
         The input that the graph was watched with.
     skip
         Names of modules that are compact already.
+    allowance
+        How many runs there may still be.
     """
 
-    def __init__(self, plan: Plan, dummy_input: Any, skip: Collection[str] = ()) -> None:
+    def __init__(
+        self, plan: Plan, dummy_input: Any, skip: Collection[str] = (), allowance: Allowance | None = None
+    ) -> None:
         gone = plan.removal.operators
         self.operators = [
             op
@@ -143,6 +185,7 @@ class Replay:
         self._plan = plan
         self._dummy_input = dummy_input
         self._skip = skip
+        self._allowance = allowance
         self._exact = plan.exact
         self._kept: dict[int, int] = {}
 
@@ -159,31 +202,48 @@ class Replay:
             count = self._kept[id(labels)] = int(self._plan.keeps(labels).sum())
         return count
 
-    def run(self, model: nn.Module) -> Mismatch | None:
-        """Run a skeleton of ``model`` and return where it first leaves the prediction, or None."""
+    def run(self, model: nn.Module, until: int | None = None) -> Mismatch | None:
+        """Run a skeleton of ``model`` and return where it first leaves the prediction, or None.
+
+        It ends after the operator at place ``until``, where that is given.
+
+        Raises
+        ------
+        Spent
+            If there may be no more runs.
+        """
+        if self._allowance is not None:
+            self._allowance.spend()
         position, apart = 0, False  # whether a linear layer's bias, added by its operator, is still to be added
         exact = self._exact
+        read = {module: iter(numbers) for module, numbers in self._plan.graph.trace.numbers.items()}
+        literals: dict[int, Literal] = {}
 
-        def check(func: Any, args: tuple, kwargs: dict, out: Any, module: str) -> None:
+        def check(func: Any, args: tuple, kwargs: dict, out: Any, module: str) -> float | None:
             nonlocal position, apart, exact
             tensors, name = output_tensors(out), rule_for(func)[0]
             if isinstance(out, float):  # read from a tensor: from here on, numbers may follow values, not sizes
                 exact = False
+                return next(read.get(module, iter(())), None)  # so that sizes made from values are those watched
+            if name in LITERALS:
+                literals[id(out)] = (out, numbers_of(args[0]))
             if not tensors or name in _PASSED_OVER or self._plan.removal.holds(module):
-                return
+                return None
             if plain_name(name) not in _VIEWS:
                 position = self._past_views(position)
             elif not self._is_view(position):
-                return
+                return None
+            if until is not None and position > until:
+                raise _Stop(None)
             if position >= len(self.operators):
                 raise _Stop(Mismatch(position, None, "the compact model runs more operators"))
             operator = self.operators[position]
             if name == "aten.mul" and self._is_over_one(operator, tensors[0].numel()):
                 position += 1
-                return
+                return None
             if apart and name.startswith("aten.add"):
                 apart = False
-                return
+                return None
             if plain_name(name) not in _VIEWS:
                 apart = name == "aten.mm" and operator.name == "aten.addmm"
             if plain_name(name) != plain_name(operator.name):
@@ -195,16 +255,20 @@ class Replay:
                     raise _Stop(Mismatch(position, operator, f"its size is {tuple(tensor.shape)}, not {wanted}"))
             if why := self._other_start(operator, args) or self._other_groups(operator, args):
                 raise _Stop(Mismatch(position, operator, why))
-            if exact and (why := _other_number(operator, args, kwargs)):
+            if exact and (
+                why := _other_number(operator, args, kwargs) or _other_literal(operator, args, kwargs, literals)
+            ):
                 raise _Stop(Mismatch(position, operator, why, scaled=True))
             for tensor, decided in zip(tensors, operator.decided, strict=False):
                 if decided is not None and decided.shape == tensor.shape:
                     tensor.copy_(decided)  # so that the forward goes the same way, which tokens an expert gets too
             position += 1
+            return None
 
         try:
             with skeleton(model, self._plan, self._skip):
-                run_recorded(model, self._dummy_input, check, data=self._plan.graph.trace.data)
+                data = self._plan.graph.trace.data
+                run_recorded(model, self._dummy_input, check, data=data, products=False)
         except _Stop as stop:
             return stop.mismatch
         except Exception as error:  # whatever a forward raises when a size is not what it expects

@@ -34,8 +34,9 @@ if TYPE_CHECKING:
     from nni_plugins.channels.blocks import Block
     from nni_plugins.channels.needs import Needs
 
-#: What makes a tensor of numbers written in the forward.
-_LITERALS = frozenset(["aten.lift_fresh", "aten.lift_fresh_copy"])
+#: What makes a tensor of numbers written in the forward; of no more than so many, they are remembered.
+LITERALS = frozenset(["aten.lift_fresh", "aten.lift_fresh_copy"])
+_FEW = 16
 #: How deep in nested arguments tensors are looked for.
 _DEPTH = 3
 
@@ -77,6 +78,8 @@ class Trace:
         What is zero where a unit is masked, and divided by, with the labels of those units.
     unmasked
         ``(parameter, dimension)`` along which a parameter must not be masked, for that would make it 0/0.
+    numbers
+        By module, the numbers that its forward read from tensors, in order; None for those that no input decides.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -104,6 +107,7 @@ class Trace:
         self._written: dict[int, list[Info]] = {}
         self.divisors: list[tuple[Info, Array]] = []
         self.unmasked: set[tuple[str, int]] = set()
+        self.numbers: dict[str, list[float | None]] = {}
         self._names: dict[int, str] = {}
         self._buffers = {name for name, _ in model.named_buffers()}
         self._storages: dict[tuple, str] = {}
@@ -235,8 +239,10 @@ class Trace:
 
     def _on_operator(self, func: Any, args: tuple, kwargs: dict, out: Any, module: str) -> None:
         name, rule = rule_for(func)
-        if name in _LITERALS:
+        if name in LITERALS:
             self._constants.add(id(args[0]))
+        if isinstance(out, float) and args and isinstance(args[0], torch.Tensor):
+            self.numbers.setdefault(module, []).append(out if self.info(args[0]).dynamic else None)
         call = Call(self, func, args, kwargs, out, module, name)
         if not call.outputs:
             return  # prim.device, sym_size and the like
@@ -264,6 +270,8 @@ class Trace:
             )
             self._remember(tensor, info)
             outputs.append(info)
+        if name in LITERALS:
+            outputs[0].written = numbers_of(args[0])
         if is_inplace(func):
             self._remember(args[0], outputs[0])
             self._written.setdefault(args[0].untyped_storage()._cdata, []).append(outputs[0])
@@ -300,6 +308,13 @@ class Trace:
     def _writes(self, operator: Operator) -> bool:
         """Whether it writes in place: who reads that, through which view, is not known."""
         return operator.name.endswith("_") or not operator.outputs
+
+
+def numbers_of(tensor: torch.Tensor) -> tuple[float, ...]:
+    """Return what a tensor holds that a forward made of numbers, if it is little."""
+    if has_no_data(tensor) or tensor.numel() > _FEW or tensor.is_complex():
+        return ()
+    return tuple(tensor.flatten().tolist())
 
 
 def _with_infos(value: Any, infos: Iterator[Info]) -> Any:

@@ -29,7 +29,7 @@ from nni_plugins.channels.preserve import drop_caches, preserved
 from nni_plugins.channels.recurrent import whole_layers
 from nni_plugins.channels.shapes import result_without_data
 
-OnOperator = Callable[[Any, tuple, dict, Any, str], None]
+OnOperator = Callable[[Any, tuple, dict, Any, str], object]
 OnModule = Callable[[str, Any, Any], None]
 OnEnter = Callable[[str, tuple, dict], None]
 OnLeave = Callable[[str, Any], None]
@@ -42,6 +42,8 @@ _logger = logging.getLogger(__name__)
 _META = torch.device("meta")
 _KEEPS_DEVICE = frozenset([torch.ops.aten._to_copy.default])
 _LOOKS = frozenset([torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default])
+#: Where nearly all the time of a run goes.
+_PRODUCTS = frozenset(f"aten.{name}" for name in "convolution mm addmm bmm baddbmm".split())
 
 
 @cache
@@ -93,10 +95,14 @@ def map_tensors(function: Callable[[torch.Tensor], Any], value: Any) -> Any:
 
 
 class _Recorder(TorchDispatchMode):
-    """Calls back after each operator; with ``meta``, every tensor that an operator is given is one without data."""
+    """Calls back after each operator; with ``meta``, every tensor that an operator is given is one without data.
 
-    def __init__(self, on_operator: OnOperator, stack: list[str], *, meta: bool) -> None:
+    With ``products`` False, those that take the time give zeros.
+    """
+
+    def __init__(self, on_operator: OnOperator, stack: list[str], *, meta: bool, products: bool = True) -> None:
         super().__init__()
+        self._products = products
         self._on_operator = on_operator
         self._stack = stack
         self._meta = meta
@@ -110,9 +116,20 @@ class _Recorder(TorchDispatchMode):
         if _is_composite(func):  # under inference mode those come whole
             with self:
                 return func.decompose(*args, **kwargs)
-        out = self._without_data(func, args, kwargs) if self._meta else func(*args, **kwargs)
-        self._on_operator(func, args, kwargs, out, self._stack[-1])
-        return out
+        if self._meta:
+            out = self._without_data(func, args, kwargs)
+        elif self._products or _name(func) not in _PRODUCTS:
+            out = func(*args, **kwargs)
+        else:
+            out = self._zeros(func, args, kwargs)
+        told = self._on_operator(func, args, kwargs, out, self._stack[-1])
+        return told if isinstance(told, float) and isinstance(out, float) else out
+
+    def _zeros(self, func: Any, args: tuple, kwargs: dict) -> Any:
+        """Return what a product would, at its size, full of zeros."""
+        out = result_without_data(_name(func), tuple(_hollow(arg) for arg in args), kwargs)
+        device = next(arg.device for arg in args if isinstance(arg, torch.Tensor))
+        return func(*args, **kwargs) if out is NotImplemented else torch.zeros_like(out, device=device)
 
     def as_one(self, func: Any, args: tuple, compute: Callable[[], Any]) -> Any:
         """Record operator ``func``, and none of those that ``compute`` runs to have its result."""
@@ -160,6 +177,12 @@ class _Recorder(TorchDispatchMode):
 
 # torch wraps each mode for its compiler, which it imports for that at the first call: one to two seconds for nothing.
 _Recorder.__torch_dispatch__ = inspect.unwrap(_Recorder.__torch_dispatch__)  # type: ignore[method-assign]
+
+
+def _hollow(value: Any) -> Any:
+    if not isinstance(value, torch.Tensor):
+        return value
+    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=_META)
 
 
 class NeedsValues(RuntimeError):
@@ -249,6 +272,7 @@ def run_recorded(
     on_span: tuple[OnEnter, OnLeave] | None = None,
     data: Data = "none",
     training: bool = False,
+    products: bool = True,
 ) -> Any:
     """Run ``model`` once in eval mode without gradients, calling ``on_operator`` after each ATen operator.
 
@@ -262,7 +286,8 @@ def run_recorded(
     dummy_input
         A tensor, a tuple or list of positional arguments, or a dict of keyword arguments.
     on_operator
-        Called with ``(func, args, kwargs, output, module_name)``.
+        Called with ``(func, args, kwargs, output, module_name)``. Where the output is a number read from a tensor, the
+        forward goes on with the number that it returns.
     on_input
         Called with each input tensor as the run sees it.
     on_module
@@ -275,6 +300,8 @@ def run_recorded(
         keeps devices; 'real' computes.
     training
         Run in training mode instead.
+    products
+        Whether a run that computes works out convolutions and matrix products too; else they give zeros.
 
     Returns
     -------
@@ -301,7 +328,7 @@ def run_recorded(
             args, kwargs = map_tensors(mode.from_tensor, (args, kwargs))
         if on_input is not None:
             map_tensors(on_input, (args, kwargs))
-        recorder = _Recorder(on_operator, stack, meta=data == "none")
+        recorder = _Recorder(on_operator, stack, meta=data == "none", products=products)
         with mode, recorder, whole_layers(model, recorder.as_one):
             return model(*args, **kwargs)
 

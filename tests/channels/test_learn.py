@@ -107,7 +107,7 @@ def test_all_that_a_module_holds_follows_and_is_loaded_again(case, tmp_path):
 def test_what_one_module_teaches_holds_for_lists_of_others_too(monkeypatch):
     runs = []
     run = Replay.run
-    monkeypatch.setattr(Replay, "run", lambda self, model: runs.append(1) or run(self, model))
+    monkeypatch.setattr(Replay, "run", lambda self, model, *until: runs.append(1) or run(self, model, *until))
     found = []
     for depth in (1, 6):
         runs.clear()

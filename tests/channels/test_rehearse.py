@@ -117,7 +117,7 @@ def test_head_dimensions_on_request():
 def test_the_number_of_replays_does_not_grow_with_depth(written, monkeypatch):
     count = []
     run = Replay.run
-    monkeypatch.setattr(Replay, "run", lambda self, model: count.append(1) or run(self, model))
+    monkeypatch.setattr(Replay, "run", lambda self, model, *until: count.append(1) or run(self, model, *until))
     counts = []
     for depth in (2, 12):
         count.clear()
