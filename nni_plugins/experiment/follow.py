@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable
 from typing import Protocol
@@ -12,12 +13,14 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from nni_plugins.experiment.errors import ExperimentError, Interrupted
 from nni_plugins.experiment.health import why_stopped, why_waiting
 from nni_plugins.experiment.launch import Running
+from nni_plugins.experiment.logs import tuner_error
 from nni_plugins.experiment.trials import ENDED, Trial
 
 FINISHED = ("DONE", "STOPPED", "VIEWED")
 SILENCE_SECONDS = 60.0
 IDLE_SECONDS = 120.0
 """A tuner that died leaves the experiment in RUNNING, without a trial; NNI does not notice."""
+RAISED_SECONDS = 8.0
 
 
 class Display(Protocol):
@@ -83,7 +86,7 @@ def wait(
             return trials
         if status != "RUNNING" or any(trial.status not in ENDED for trial in trials):
             busy = heard
-        elif heard - busy > idle_seconds and not why_waiting(running.folder):
+        elif heard - busy > min(idle_seconds, _patience_with_tuner(running)) and not why_waiting(running.folder):
             raise ExperimentError(
                 f"experiment {running.id} starts no more trials: {why_stopped(running.folder) or 'its tuner died'}; "
                 f"see {running.folder}/log/dispatcher.log, then `{running.resume_command}`"
@@ -91,13 +94,20 @@ def wait(
         time.sleep(poll_seconds)
 
 
+def _patience_with_tuner(running: Running) -> float:
+    """Seconds without a trial after which the tuner counts as dead: few, where its log holds a traceback."""
+    return RAISED_SECONDS if tuner_error(running.folder) else IDLE_SECONDS
+
+
 class LiveDisplay:
     """A bar that stays in place, with the counts and the best trial so far."""
 
     def __init__(self, console: Console, wanted: int | None) -> None:
         columns = (TextColumn("trials"), BarColumn(bar_width=30), TaskProgressColumn(), TimeElapsedColumn())
-        self._progress = Progress(*columns, TextColumn("{task.fields[text]}"), console=console, transient=False)
-        self._task = self._progress.add_task("", total=wanted, text="")
+        words = TextColumn("{task.fields[left]}"), TextColumn("{task.fields[text]}", markup=False)
+        self._progress = Progress(*columns, *words, console=console, transient=False)
+        self._wanted = wanted
+        self._task = self._progress.add_task("", total=wanted, text="", left="")
         self._lines = LineDisplay(self._progress.console, wanted, only_failures=True)
 
     def __enter__(self) -> LiveDisplay:
@@ -110,7 +120,9 @@ class LiveDisplay:
     def __call__(self, trials: list[Trial]) -> None:
         self._lines(trials)
         done = sum(trial.status in ENDED for trial in trials)
-        self._progress.update(self._task, completed=done, text=summary(trials), refresh=True)
+        left = time_left(trials, self._wanted)
+        words = "" if left is None else f"{clock(left)} left"
+        self._progress.update(self._task, completed=done, text=summary(trials), left=words, refresh=True)
 
 
 class LineDisplay:
@@ -136,6 +148,42 @@ class LineDisplay:
                     total = f"/{self._wanted}" if self._wanted else ""
                     text = f"trial {trial.sequence + 1}{total} {trial.id} {describe(trial)}"
                     self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def time_left(trials: list[Trial], wanted: int | None, now: float | None = None) -> float | None:
+    """Estimate the seconds until all trials have ended, from those that have.
+
+    Parameters
+    ----------
+    trials
+        All so far.
+    wanted
+        How many there will be; without it nothing is known.
+    now
+        The time, in seconds since 1970.
+
+    Returns
+    -------
+    What is left of the running trials and all of those to come, shared by as many as run at a time; None before the
+    first trial has ended.
+    """
+    now = time.time() if now is None else now
+    lengths = [trial.ended - trial.started for trial in trials if trial.ended and trial.started]
+    if wanted is None or not lengths:
+        return None
+    usual = statistics.median(lengths)  # the first trials wait for the dense training
+    running = [now - trial.started for trial in trials if trial.started and not trial.ended]
+    to_come = max(0, wanted - len(trials) + sum(trial.status not in ENDED and not trial.started for trial in trials))
+    work = to_come * usual + sum(max(0.0, usual - passed) for passed in running)
+    return work / max(1, len(running))
+
+
+def clock(seconds: float) -> str:
+    """Seconds as people say them: ``40 s``, ``12 min``, ``3 h 05 min``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def describe(trial: Trial) -> str:

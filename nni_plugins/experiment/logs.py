@@ -27,6 +27,8 @@ def tuner_error(experiment: Path) -> str:
     """The last line of the last traceback of the tuner's process; empty without one."""
     for name in ("dispatcher.log", "nnictl_stderr.log"):
         lines = _tail(experiment / "log" / name)
+        begun = [index for index, line in enumerate(lines) if line.endswith("Dispatcher started")]
+        lines = lines[begun[-1] :] if begun else lines  # what an earlier run died of is over
         starts = [index for index, line in enumerate(lines) if line.startswith("Traceback (most recent call last)")]
         if starts:
             for line in lines[starts[-1] + 1 :]:
