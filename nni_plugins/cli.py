@@ -5,42 +5,54 @@ Each command imports what it needs when it runs, so that ``nni-plugins --help`` 
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from nni_plugins import __version__
+from nni_plugins.command import complete
 from nni_plugins.command.errors import DEBUG, FAILED, OneLineGroup
+from nni_plugins.command.options import (
+    MODEL,
+    PATH,
+    Finite,
+    argument_option,
+    as_json,
+    experiments_folder,
+    input_option,
+    inputs_option,
+    option,
+    port_option,
+    progress_option,
+    set_option,
+)
+from nni_plugins.command.values import parse_change
 
-if TYPE_CHECKING:
-    from rich.console import Console
+__all__ = ["commands", "main", "parse_change"]
 
-PATH = click.Path(path_type=Path)
-SECONDS = click.FloatRange(0, 3600, min_open=True)
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+SEARCHED, SENSITIVITY, LATENCY = "What is searched", "Sensitivity", "Latency"
 
-port_option = click.option(
-    "--port",
-    type=click.IntRange(1, 65535),
-    default=8080,
-    envvar="NNI_PLUGINS_PORT",
-    show_default=True,
-    help="Port of NNI's web page.",
+
+@click.group(
+    cls=OneLineGroup,
+    context_settings=SETTINGS,
+    sections={
+        "Experiments": ("new", "run", "status", "report", "compare"),
+        "Models": ("inspect", "space", "compress", "bench", "export"),
+        "This machine": ("doctor", "completion"),
+    },
+    examples=[
+        "nni-plugins new mine --model net.py:build --input 1x3x32x32",
+        "nni-plugins run mine",
+        "nni-plugins compress mine/recipe.yml --set prune.sparsity=0.7",
+    ],
+    epilog="Exit codes: 0 done, 1 a mistake in a file or a task that failed, 2 wrong arguments, 70 a defect of "
+    "nni-plugins, 130 Ctrl-C. An error is one line on standard error; results are on standard output.",
 )
-experiments_folder = click.option(
-    "--experiments-folder",
-    type=PATH,
-    envvar="NNI_PLUGINS_EXPERIMENTS_FOLDER",
-    help="Where NNI keeps experiments (default: as config.yml says, else ~/nni-experiments).",
-)
-as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")
-
-
-@click.group(cls=OneLineGroup, context_settings=SETTINGS)
 @click.version_option(__version__, prog_name="nni-plugins")
 @click.option("--debug", is_flag=True, help=f"Show the traceback of an error (or set {DEBUG}=1).")
 def commands(debug: bool) -> None:
@@ -49,23 +61,35 @@ def commands(debug: bool) -> None:
         os.environ[DEBUG] = "1"  # for the processes that this one starts, too
 
 
-@commands.command()
-@click.argument("experiment", type=PATH, required=False)
+@commands.command(
+    short_help="Run an experiment to its report.",
+    examples=[
+        "nni-plugins run experiments/digits",
+        "nni-plugins run mine --port 8090 --trials 50 --concurrency 4",
+        "nni-plugins run --resume k3xv91qa  # go on where it was stopped",
+        "nni-plugins run mine --json > findings.json  # progress stays on standard error",
+    ],
+)
+@click.argument("experiment", type=PATH, required=False, shell_complete=complete.complete_experiment_folder)
 @port_option
 @experiments_folder
-@click.option("--output", type=PATH, help="Where the report and the best model go (default: outputs/NAME-ID).")
-@click.option("--trials", type=click.IntRange(1), help="In place of maxTrialNumber in config.yml.")
-@click.option("--concurrency", type=click.IntRange(1), help="In place of trialConcurrency in config.yml.")
-@click.option(
-    "--resume", metavar="ID", help="Go on with a stopped experiment; an architecture search needs EXPERIMENT."
+@option("--output", type=PATH, help="Where the report and the best model go (default: outputs/NAME-ID).")
+@option("--trials", type=click.IntRange(1), help="In place of maxTrialNumber in config.yml.")
+@option("--concurrency", type=click.IntRange(1), help="In place of trialConcurrency in config.yml.")
+@option(
+    "--resume",
+    metavar="ID",
+    shell_complete=complete.complete_experiment,
+    help="Go on with a stopped experiment; an architecture search needs EXPERIMENT.",
 )
-@click.option(
+@option(
     "--listen",
     type=click.Choice(["127.0.0.1", "0.0.0.0"]),
     default="127.0.0.1",
     show_default=True,
     help="Where NNI's web page can be seen from: it has no password, and can start any command.",
 )
+@progress_option
 @as_json
 def run(
     experiment: Path | None,
@@ -76,129 +100,179 @@ def run(
     concurrency: int | None,
     resume: str | None,
     listen: str,
+    progress: bool | None,
     as_json: bool,
 ) -> None:
     """Run the experiment in a folder (or config.yml), and report on its best model.
 
     The same experiment as `nnictl create --config EXPERIMENT/config.yml`, followed to its end: progress, the best model
-    evaluated on the test split once, a table dense against compact, report.md, pareto.png and the compact model itself.
-    Ctrl-C stops it so that `--resume ID` goes on with it.
+    evaluated on the test split once, a table dense against compact, report.html and the compact model itself.
+    Ctrl-C stops it so that `--resume ID` goes on with it. Progress is a bar on a terminal, else one line a trial.
     """
+    from nni_plugins.command import show
     from nni_plugins.command.places import check_writable
     from nni_plugins.experiment.session import run_experiment
 
     check_writable(output or Path("outputs"), "--output")
     if experiments_folder is not None:
         check_writable(experiments_folder, "--experiments-folder")
-    console = make_console(as_json)
+    console = show.progress(progress, default=True)
     findings, written = run_experiment(
         experiment, port, console, experiments_folder, output, trials, concurrency, resume, listen
     )
-    show_findings(findings, written, console, as_json)
+    show.show_findings(findings, written, as_json)
 
 
-@commands.command()
-@click.argument("experiment", required=False)
+@commands.command(
+    short_help="Report on an experiment.",
+    examples=[
+        "nni-plugins report  # the newest experiment, to outputs/NAME-ID/report.html",
+        "nni-plugins report k3xv --output outputs/mine",
+        "nni-plugins report experiment.tar.gz --no-test",
+    ],
+)
+@click.argument("experiment", required=False, shell_complete=complete.complete_experiment)
 @experiments_folder
-@click.option("--output", type=PATH, help="Where to write it (default: outputs/NAME-ID).")
-@click.option("--no-test", is_flag=True, help="Leave the test split unread: the search will go on.")
+@option("--output", type=PATH, help="Where to write it (default: outputs/NAME-ID).")
+@option("--no-test", is_flag=True, help="Leave the test split unread: the search will go on.")
+@progress_option
 @as_json
 def report(
-    experiment: str | None, experiments_folder: Path | None, output: Path | None, no_test: bool, as_json: bool
+    experiment: str | None,
+    experiments_folder: Path | None,
+    output: Path | None,
+    no_test: bool,
+    progress: bool | None,
+    as_json: bool,
 ) -> None:
     """Report on an experiment: running, finished, or moved here from another machine.
 
     EXPERIMENT is an id (or its beginning), an experiment's folder, or a .tar.gz or .zip of one; the newest one by
     default. Writes report.html (one file, with its plots), report.md, report.json, plots/ and best/. While the
     experiment runs, and of an archive, no model is run and the test split is not read.
-
-    Example: nni-plugins report && xdg-open outputs/digits-*/report.html
     """
+    from nni_plugins.command import show
     from nni_plugins.command.places import check_writable
     from nni_plugins.experiment.reports import report_on
 
-    console = make_console(as_json)
     check_writable(output or Path("outputs"), "--output")
+    console = show.progress(progress)
     findings, written = report_on(experiment, experiments_folder, output, console.print, not no_test)
-    show_findings(findings, written, console, as_json)
+    show.show_findings(findings, written, as_json)
 
 
-@commands.command()
-@click.argument("first", metavar="A")
-@click.argument("second", metavar="B")
+@commands.command(
+    short_help="Compare two experiments.",
+    examples=[
+        "nni-plugins compare outputs/digits-k3xv91qa outputs/digits_amc-x81nqvmz",
+        "nni-plugins compare k3xv x81n --output outputs/tuners",
+    ],
+)
+@click.argument("first", metavar="A", shell_complete=complete.complete_experiment)
+@click.argument("second", metavar="B", shell_complete=complete.complete_experiment)
 @experiments_folder
-@click.option("--output", type=PATH, help="Where to write it (default: outputs/compare-A-B).")
+@option("--output", type=PATH, help="Where to write it (default: outputs/compare-A-B).")
 @as_json
 def compare(first: str, second: str, experiments_folder: Path | None, output: Path | None, as_json: bool) -> None:
     """Compare two experiments, or two compressions: best models, fronts, and what was done differently.
 
     A and B are experiments as for `report`, or the folders of reports (outputs/NAME). Writes compare.html, .md, .json,
     .png and .pdf. Two that measure different things are refused.
-
-    Example: nni-plugins compare outputs/digits-k3xv91qa outputs/digits_amc-x81nqvmz
     """
+    from nni_plugins.command import show
     from nni_plugins.command.places import check_writable
     from nni_plugins.experiment.reports import compare_two
 
-    console = make_console(as_json)
     check_writable(output or Path("outputs"), "--output")
     comparison, written = compare_two(first, second, experiments_folder, output)
-    show_comparison(comparison, written, console, as_json)
+    show.show_comparison(comparison, written, as_json)
 
 
-@commands.command()
-@click.argument("experiment", required=False)
+@commands.command(
+    short_help="Show trials, and why failed ones failed.",
+    examples=[
+        "nni-plugins status  # the newest experiment",
+        "nni-plugins status k3xv",
+        "nni-plugins status --all",
+    ],
+)
+@click.argument("experiment", required=False, shell_complete=complete.complete_experiment)
 @experiments_folder
-@click.option("--all", "everything", is_flag=True, help="List all experiments that NNI knows, without their trials.")
+@option("--all", "everything", is_flag=True, help="List all experiments that NNI knows, without their trials.")
 @as_json
 def status(experiment: str | None, experiments_folder: Path | None, everything: bool, as_json: bool) -> None:
     """Show an experiment's trials, with the reason of each that failed; the newest experiment by default."""
+    from nni_plugins.command import show
     from nni_plugins.experiment import status as view
 
     data = view.list_experiments() if everything else view.experiment_status(experiment, experiments_folder)
     if as_json:
-        click.echo(json.dumps(data, indent=2))
+        show.as_document(data)
     else:
-        view.show(data, make_console(False))
+        view.show(data, show.results())
 
 
-@commands.command()
-@click.argument("recipe", type=PATH)
-@click.option("--output", type=PATH, help="Where the compact model goes (default: outputs/RECIPE's name).")
-@click.option("--set", "changes", multiple=True, metavar="FIELD=VALUE", help="Change a field: --set prune.sparsity=0.7")
+@commands.command(
+    short_help="Compress by one recipe, without a tuner.",
+    examples=[
+        "nni-plugins compress recipe.yml",
+        "nni-plugins compress recipe.yml --set prune.sparsity=0.7 --set prune.pruner=taylor",
+        "nni-plugins compress recipe.yml --output outputs/small --json > findings.json",
+    ],
+)
+@click.argument("recipe", type=PATH, shell_complete=complete.complete_recipe)
+@option("--output", type=PATH, help="Where the compact model goes (default: outputs/compress-FOLDER, the recipe's).")
+@set_option
+@progress_option
 @as_json
-def compress(recipe: Path, output: Path | None, changes: tuple[str, ...], as_json: bool) -> None:
-    """Prune, fine-tune and compact a model by a recipe, without NNI's tuner."""
+def compress(recipe: Path, output: Path | None, changes: tuple[str, ...], progress: bool | None, as_json: bool) -> None:
+    """Prune, fine-tune and compact a model by a recipe, without NNI's tuner.
+
+    RECIPE is a YAML file: docs/recipe.md lists its fields. The dense model is trained once and kept for the next run.
+    """
+    from nni_plugins.command import show
     from nni_plugins.command.places import check_writable, undone_if_empty
+    from nni_plugins.command.progress import Epochs
     from nni_plugins.experiment.single import compress_recipe
 
-    console = make_console(as_json)
     values = dict(map(parse_change, changes))
     output = output or Path("outputs") / f"compress-{recipe.resolve().parent.name}"
     check_writable(output, "--output")
-    with undone_if_empty(output / "best", output.parent / "dense"):
+    with undone_if_empty(output / "best", output.parent / "dense"), Epochs(show.progress(progress)) as console:
         findings, written = compress_recipe(recipe, output, values, console)
-    show_findings(findings, written, console, as_json)
+    show.show_findings(findings, written, as_json)
 
 
-@commands.command()
-@click.argument("model")
-@click.option("--input", "inputs", multiple=True, metavar="SIZES", help="1x3x224x224 or mask=1x16:int64; repeatable.")
-@click.option("--inputs", "inputs_function", metavar="FUNCTION", help="module:function that returns an input instead.")
-@click.option(
-    "--argument", "arguments", multiple=True, metavar="NAME=VALUE", help="For the model's function; repeatable."
+@commands.command(
+    short_help="Show what can go from a model, and what not and why.",
+    examples=[
+        "nni-plugins inspect torchvision.models:resnet18 --input 1x3x224x224",
+        "nni-plugins inspect net.py:build --argument width=64 --input 1x3x32x32 --plot groups.png",
+        "nni-plugins inspect recipe.yml --sensitivity --json > groups.json",
+    ],
 )
-@click.option("--checkpoint", type=PATH, help="Trained weights to read.")
-@click.option("--device", help="Where to run (default: where the model is).")
-@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="CPU threads of the latency.")
-@click.option("--units", type=click.Choice(["heads", "head_dim"]), default="heads", help="What of attention can go.")
-@click.option("--no-latency", is_flag=True, help="Time nothing.")
-@click.option("--curves", is_flag=True, help="Time operators at smaller sizes too: what is saved if a group shrinks.")
-@click.option("--fresh", is_flag=True, help="Time again what this machine's cache knows.")
-@click.option("--sensitivity", is_flag=True, help="Evaluate the model with each group pruned alone.")
-@click.option("--metric", metavar="FUNCTION", help="module:function from the model to a number, more is better.")
-@click.option("--sparsities", default="0.25,0.5,0.75", show_default=True, help="For --sensitivity.")
-@click.option("--plot", type=PATH, help="Draw the groups there: .png, .svg or .pdf.")
+@click.argument("model", shell_complete=complete.complete_model)
+@input_option
+@inputs_option
+@argument_option
+@option("--checkpoint", type=PATH, section=MODEL, help="Trained weights to read.")
+@option("--device", section=MODEL, help="Where to run (default: where the model is).")
+@option("--threads", type=click.IntRange(1), default=1, show_default=True, section=LATENCY, help="CPU threads.")
+@option("--no-latency", is_flag=True, section=LATENCY, help="Time nothing.")
+@option("--curves", is_flag=True, section=LATENCY, help="Time smaller sizes too: what is saved if a group shrinks.")
+@option("--fresh", is_flag=True, section=LATENCY, help="Time again what this machine's cache knows.")
+@option("--units", type=click.Choice(["heads", "head_dim"]), default="heads", help="What of attention can go.")
+@option("--sensitivity", is_flag=True, section=SENSITIVITY, help="Evaluate the model with each group pruned alone.")
+@option(
+    "--metric",
+    metavar="FUNCTION",
+    section=SENSITIVITY,
+    shell_complete=complete.complete_import,
+    help="module:function from the model to a number, more is better.",
+)
+@option("--sparsities", default="0.25,0.5,0.75", show_default=True, section=SENSITIVITY, help="Shares of each group.")
+@option("--plot", type=PATH, help="Draw the groups there: .png, .svg or .pdf.")
+@progress_option
 @as_json
 def inspect(**options: Any) -> None:
     """Show a model's channel groups: what can go, what it costs, and what is frozen and why.
@@ -210,152 +284,128 @@ def inspect(**options: Any) -> None:
     run(**options)
 
 
-@commands.command()
-@click.argument("model")
-@click.option("--input", "inputs", multiple=True, metavar="SIZES", help="1x3x224x224 or mask=1x16:int64; repeatable.")
-@click.option("--inputs", "inputs_function", metavar="FUNCTION", help="module:function that returns an input instead.")
-@click.option(
-    "--argument", "arguments", multiple=True, metavar="NAME=VALUE", help="For the model's function; repeatable."
+@commands.command(
+    short_help="Write a model's search space.",
+    examples=[
+        "nni-plugins space torchvision.models:resnet18 --input 1x3x224x224 --per stage > space.yml",
+        "nni-plugins space recipe.yml --kind ranking --output space.yml",
+    ],
 )
-@click.option("--per", type=click.Choice(["group", "stage"]), default="group", show_default=True)
-@click.option(
+@click.argument("model", shell_complete=complete.complete_model)
+@input_option
+@inputs_option
+@argument_option
+@option("--per", type=click.Choice(["group", "stage"]), default="group", show_default=True, section=SEARCHED)
+@option(
     "--kind",
     type=click.Choice(["sparsity", "ranking"]),
     default="sparsity",
     show_default=True,
-    help="What is searched: the share that each group loses, or corrections of its scores (LeGR).",
+    section=SEARCHED,
+    help="The share that each group loses, or corrections of its scores (LeGR).",
 )
-@click.option("--lowest", type=float, default=0.0, show_default=True, help="Least sparsity.")
-@click.option("--highest", type=float, default=0.8, show_default=True, help="Greatest sparsity.")
-@click.option("--levels", type=int, default=0, help="So many choices in place of a range.")
-@click.option("--inexact", is_flag=True, help="Groups whose removal is not equal to masking too.")
-@click.option("--output", type=PATH, help="Write it there (default: print it).")
+@option("--lowest", type=float, default=0.0, show_default=True, section=SEARCHED, help="Least sparsity.")
+@option("--highest", type=float, default=0.8, show_default=True, section=SEARCHED, help="Greatest sparsity.")
+@option("--levels", type=int, default=0, section=SEARCHED, help="So many choices in place of a range.")
+@option("--inexact", is_flag=True, section=SEARCHED, help="Groups whose removal is not equal to masking too.")
+@option("--output", type=PATH, help="Write it there (default: print it).")
 @as_json
 def space(**options: Any) -> None:
     """Write the search space of a model: which share each of its channel groups loses.
 
     MODEL is module:function or path/to/file.py:function (a function or class that makes the model), or a recipe.
-
-    Example: nni-plugins space torchvision.models:resnet18 --input 1x3x224x224 --per stage > space.yml
     """
     from nni_plugins.report.space import run
 
     run(**options)
 
 
-@commands.command()
-@click.argument("target")
-@click.option("--input", "inputs", multiple=True, metavar="SIZES", help="1x3x224x224 or mask=1x16:int64; repeatable.")
-@click.option("--inputs", "inputs_function", metavar="FUNCTION", help="module:function that returns an input instead.")
-@click.option("--batches", default="1,32", show_default=True, help="Sizes of the batch.")
-@click.option("--runtimes", default="eager,compile,onnx,int8", show_default=True)
-@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="CPU threads of every runtime.")
-@click.option("--seconds", type=SECONDS, default=1.0, show_default=True, help="For each contender at each size.")
-@click.option("--memory", is_flag=True, help="Peak memory too, each in a process of its own.")
+@commands.command(
+    short_help="Time dense and compact models.",
+    examples=[
+        "nni-plugins bench outputs/compress-digits --batches 1,8",
+        "nni-plugins bench net.py:build --input 1x3x32x32 --runtimes eager,onnx --memory",
+    ],
+)
+@click.argument("target", shell_complete=complete.complete_target)
+@input_option
+@inputs_option
+@option("--batches", default="1,32", show_default=True, help="Sizes of the batch.")
+@option("--runtimes", default="eager,compile,onnx,int8", show_default=True)
+@option("--threads", type=click.IntRange(1), default=1, show_default=True, help="CPU threads of every runtime.")
+@option(
+    "--seconds",
+    type=Finite(0, 3600, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="For each contender at each size.",
+)
+@option("--memory", is_flag=True, help="Peak memory too, each in a process of its own.")
+@progress_option
 @as_json
 def bench(**options: Any) -> None:
     """Time dense and compact models, in torch and onnxruntime, in turns in one run.
 
     TARGET is a folder that a run or compress left (outputs/NAME), or module:function.
-
-    Example: nni-plugins bench outputs/compress-digits --batches 1,8
     """
     from nni_plugins.report.bench import run
 
     run(**options)
 
 
-@commands.command()
-@click.argument("target")
-@click.option("--format", "formats", multiple=True, type=click.Choice(["onnx", "pt2", "tensorrt"]), default=("onnx",))
-@click.option("--input", "inputs", multiple=True, metavar="SIZES", help="1x3x224x224 or mask=1x16:int64; repeatable.")
-@click.option("--inputs", "inputs_function", metavar="FUNCTION", help="module:function that returns an input instead.")
-@click.option("--output", type=PATH, help="Folder for the files (default: the target's, or outputs/export).")
-@click.option("--fixed-batch", is_flag=True, help="Fix the size of the batch to the input's.")
+@commands.command(
+    short_help="Write a model as ONNX or .pt2, checked.",
+    examples=[
+        "nni-plugins export outputs/compress-digits --format onnx --format pt2",
+        "nni-plugins export net.py:build --input 1x3x32x32 --output exported",
+    ],
+)
+@click.argument("target", shell_complete=complete.complete_target)
+@option("--format", "formats", multiple=True, type=click.Choice(["onnx", "pt2", "tensorrt"]), default=("onnx",))
+@input_option
+@inputs_option
+@option("--output", type=PATH, help="Folder for the files (default: the target's, or outputs/export).")
+@option("--fixed-batch", is_flag=True, help="Fix the size of the batch to the input's.")
 @as_json
 def export(**options: Any) -> None:
     """Write a compact model as ONNX or .pt2, and check the file against the model.
 
     TARGET is a folder that a run or compress left (outputs/NAME), or module:function.
-
-    Example: nni-plugins export outputs/compress-digits --format onnx --format pt2
     """
     from nni_plugins.report.export import run
 
     run(**options)
 
 
-@commands.command()
+@commands.command(
+    short_help="Check this installation.", examples=["nni-plugins doctor", "nni-plugins doctor --port 8090 --json"]
+)
 @port_option
 @experiments_folder
 @as_json
 def doctor(port: int, experiments_folder: Path | None, as_json: bool) -> None:
     """Check that NNI can work here, and say how to mend what cannot."""
+    from nni_plugins.command.show import show_checks
     from nni_plugins.compat.doctor import run_checks
 
     findings = run_checks(experiments_folder, port)
-    if as_json:
-        click.echo(json.dumps([finding.to_dict() for finding in findings], indent=2))
-    else:
-        for finding in findings:
-            mark = "ok   " if finding.ok and not finding.warning else "note " if finding.ok else "WRONG"
-            click.echo(f"{mark} {finding.name}: {finding.message}")
-            if finding.remedy:
-                click.echo(f"      {finding.remedy}")
+    show_checks(findings, as_json)
     if not all(finding.ok for finding in findings):
         sys.exit(FAILED)
 
 
-def parse_change(text: str, option: str = "--set") -> tuple[str, Any]:
-    """``prune.sparsity=0.7`` as a path and a value, which is read as YAML."""
-    import yaml
-
-    from nni_plugins.training.yaml_file import read_value
-
-    path, mark, value = text.partition("=")
-    if not mark or not path.strip():
-        raise click.BadParameter(f"{text!r} is not FIELD=VALUE", param_hint=option)
-    try:
-        return path.strip(), read_value(value)
-    except yaml.YAMLError:
-        raise click.BadParameter(f"{value!r} is not a value", param_hint=option) from None
-
-
-def make_console(quiet: bool) -> Console:
-    """Where progress goes: standard error when standard output carries JSON."""
-    from rich.console import Console
-
-    return Console(stderr=quiet, markup=False)  # names and paths may hold brackets
-
-
-def show_findings(findings: Any, written: Path, console: Console, as_json: bool) -> None:
-    """Print the table and what was proved, or all of it as JSON."""
-    from nni_plugins.report.table import proof_lines, rich_table
-
-    if as_json:
-        click.echo(json.dumps({**findings.to_dict(), "output": str(written)}, indent=2, default=str))
-        return
-    console.print(rich_table(findings))
-    for line in proof_lines(findings):
-        console.print(line, highlight=False, soft_wrap=True)
-    for note in findings.notes:
-        console.print(f"note: {note}", highlight=False, soft_wrap=True)
-    console.print(f"report: {written / 'report.html'}, report.md", highlight=False, soft_wrap=True)
-
-
-def show_comparison(comparison: Any, written: Path, console: Console, as_json: bool) -> None:
-    """Print both models side by side, or all of it as JSON; warnings go to standard error."""
-    from nni_plugins.report.compare_page import comparison_table, volume_words
-
-    for warning in comparison.warnings:
-        click.echo(f"warning: {warning}", err=True)
-    if as_json:
-        click.echo(json.dumps({**comparison.to_dict(), "output": str(written)}, indent=2, default=str))
-        return
-    console.print(comparison_table(comparison))
-    for line in filter(None, [volume_words(comparison)]):
-        console.print(line, highlight=False, soft_wrap=True)
-    console.print(f"comparison: {written / 'compare.html'}, compare.md", highlight=False, soft_wrap=True)
+@commands.command(
+    short_help="Print the script for tab completion.",
+    examples=[
+        'eval "$(nni-plugins completion bash)"  # in ~/.bashrc',
+        'eval "$(nni-plugins completion zsh)"  # in ~/.zshrc',
+        "nni-plugins completion fish > ~/.config/fish/completions/nni-plugins.fish",
+    ],
+)
+@click.argument("shell", type=click.Choice(complete.SHELLS))
+def completion(shell: str) -> None:
+    """Print what a shell needs to complete commands, options, experiment ids, fields and functions by Tab."""
+    click.echo(complete.script(shell, commands))
 
 
 def main() -> None:

@@ -20,10 +20,12 @@ import os
 import sys
 import tempfile
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
+
+from nni_plugins.command.options import Command, write_examples
 
 OK, FAILED, USAGE, DEFECT, INTERRUPTED = 0, 1, 2, 70, 130
 DEBUG = "NNI_PLUGINS_DEBUG"
@@ -31,7 +33,42 @@ DEBUG = "NNI_PLUGINS_DEBUG"
 
 
 class OneLineGroup(click.Group):
-    """A group of commands in which every error is one line and an exit code."""
+    """A group of commands in which every error is one line and an exit code.
+
+    Parameters
+    ----------
+    sections
+        Heading to names of commands, for the help.
+    examples
+        As of a command.
+    """
+
+    command_class = Command
+
+    def __init__(
+        self,
+        *args: Any,
+        sections: Mapping[str, Sequence[str]] | None = None,
+        examples: Sequence[str] = (),
+        **settings: Any,
+    ) -> None:
+        super().__init__(*args, **settings)
+        self.sections, self.examples = sections or {}, examples
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the commands by section."""
+        placed = {name for names in self.sections.values() for name in names}
+        rest = [name for name in self.list_commands(ctx) if name not in placed]
+        for heading, names in {**self.sections, "Commands": rest}.items():
+            found = [(name, command) for name in names if (command := self.get_command(ctx, name)) is not None]
+            if found:
+                with formatter.section(heading):
+                    formatter.write_dl([(f"{name:<10}", command.get_short_help_str(80)) for name, command in found])
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the examples, then the epilog."""
+        write_examples(self.examples, formatter)
+        super().format_epilog(ctx, formatter)
 
     def main(
         self,

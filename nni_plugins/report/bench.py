@@ -82,6 +82,7 @@ def bench(
     seconds: float = 1.0,
     memory: bool = False,
     say: Callable[[str], Any] | None = None,
+    step: Callable[[int, int], Any] | None = None,
 ) -> list[Timing]:
     """Time models in several runtimes, in turns.
 
@@ -105,6 +106,8 @@ def bench(
         Measure peak memory too, each in a process of its own.
     say
         Called with one line at a time.
+    step
+        Called between two timings with how many turns are done, and how many there are.
 
     Returns
     -------
@@ -119,9 +122,14 @@ def bench(
     try:
         with tempfile.TemporaryDirectory() as scratch:
             contenders = _contenders(models, example, dict(files or {}), runtimes, threads, Path(scratch), say)
-            for batch in batches:
+            for number, batch in enumerate(batches):
                 inputs = with_batch(example, batch)
-                times = _in_turns(contenders, inputs, seconds, say, batch)
+
+                def turned(turn: int, before: int = number * (ROUNDS + 1)) -> None:
+                    if step is not None:
+                        step(before + turn, len(batches) * (ROUNDS + 1))
+
+                times = _in_turns(contenders, inputs, seconds, say, batch, turned)
                 timings += _timings(contenders, times, batch, _peaks(contenders, inputs, threads) if memory else {})
     finally:
         torch.set_num_threads(before)
@@ -181,13 +189,19 @@ def _contender(
 
 @torch.no_grad()
 def _in_turns(
-    contenders: list[Contender], inputs: Any, seconds: float, say: Callable[[str], Any] | None, batch: int
+    contenders: list[Contender],
+    inputs: Any,
+    seconds: float,
+    say: Callable[[str], Any] | None,
+    batch: int,
+    turned: Callable[[int], Any],
 ) -> list[list[float]]:
     """Milliseconds of each run of each contender."""
     times: list[list[float]] = [[] for _ in contenders]
     if say is not None:
         say(f"timing at batch {batch}")
     for turn in range(ROUNDS + 1):  # the first is warm-up
+        turned(turn)
         for contender, own in zip(contenders, times, strict=True):
             if contender.run is None:
                 continue
@@ -259,6 +273,7 @@ def run(
     seconds: float,
     memory: bool,
     as_json: bool,
+    progress: bool | None = None,
 ) -> None:
     """Run the command: the options of ``nni-plugins bench``, as they were given.
 
@@ -267,7 +282,8 @@ def run(
     RecipeError, CompressionError
         With one line.
     """
-    from rich.console import Console
+    from nni_plugins.command import show
+    from nni_plugins.command.progress import bar_of
 
     sizes = _numbers(batches)
     chosen = tuple(item.strip() for item in runtimes.split(",") if item.strip())
@@ -276,12 +292,14 @@ def run(
     for item in chosen:
         if item not in RUNTIMES:
             raise RecipeError(f"--runtimes: {item} is none of {', '.join(RUNTIMES)}")
-    progress = Console(stderr=True, markup=False)
+    console = show.progress(progress)
 
     def say(line: str) -> None:
-        progress.print(line, highlight=False, soft_wrap=True)
+        console.print(line, highlight=False, soft_wrap=True)
 
-    with contextlib.redirect_stdout(sys.stderr):
+    # No thread of its own redraws the bar: it would take time from what is timed.
+    with contextlib.redirect_stdout(sys.stderr), bar_of(console, auto_refresh=False) as bar:
+        task = bar.add_task("timing", total=None, text="")
         models, example, files = find_models(target, inputs, inputs_function)
         timings = bench(
             models,
@@ -293,11 +311,12 @@ def run(
             seconds=seconds,
             memory=memory,
             say=say,
+            step=lambda done, total: bar.update(task, completed=done, total=total, refresh=True),
         )
     if as_json:
         print(json.dumps([asdict(timing) for timing in timings], indent=1))
         return
-    Console(markup=False).print(table(timings, target, threads))
+    show.results().print(table(timings, target, threads))
 
 
 def table(timings: Sequence[Timing], title: str, threads: int) -> Any:

@@ -38,6 +38,7 @@ def run(
     plot: Path | None,
     as_json: bool,
     no_latency: bool,
+    progress: bool | None = None,
     **options: Any,
 ) -> None:
     """Run the command: the options of ``nni-plugins inspect``, as they were given.
@@ -47,20 +48,19 @@ def run(
     RecipeError, CompressionError
         With one line.
     """
-    from rich.console import Console
-
-    from nni_plugins.cli import parse_change
+    from nni_plugins.command import show as say
+    from nni_plugins.command.values import parse_change
 
     if plot is not None and plot.suffix.lower() not in PLOTS:
         raise InspectError(f"--plot {plot}: its ending must be {' or '.join(PLOTS)}")
     shares = parse_sparsities(sparsities)
     values = dict(parse_change(argument, "--argument") for argument in arguments)
-    progress = Console(stderr=True, markup=False)
+    console = say.progress(progress)
     with contextlib.redirect_stdout(sys.stderr):  # what the user's own code prints must not get between the JSON
         from nni_plugins.report.inspect_target import find_target
 
         target = find_target(model, inputs, inputs_function, values, checkpoint, device)
-        found = inspect_model(target, progress, latency=not no_latency, sparsities=shares, **options)
+        found = inspect_model(target, console, latency=not no_latency, sparsities=shares, **options)
     if plot is not None:
         from nni_plugins.report.inspect_plot import save_groups
 
@@ -68,7 +68,7 @@ def run(
             save_groups(found, plot)
         except OSError as error:
             raise InspectError(f"--plot {plot} cannot be written: {error.strerror or error}") from None
-        progress.print(f"plot: {plot}", highlight=False, soft_wrap=True)
+        console.print(f"plot: {plot}", highlight=False, soft_wrap=True)
     if as_json:
         print(json.dumps(found, indent=2))
         return
@@ -172,14 +172,13 @@ def time_operators(
 @contextlib.contextmanager
 def progress_of(console: Console, what: str) -> Any:
     """Show how far something is, where somebody looks; yields a function of ``(done, total)``."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from nni_plugins.command.progress import bar_of
 
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(what, total=None)
+    with bar_of(console) as bar:
+        task = bar.add_task(what, total=None, text="")
 
         def step(done: int, total: int) -> None:
-            progress.update(task, completed=done, total=total)
+            bar.update(task, completed=done, total=total)
 
         yield step
 

@@ -37,7 +37,7 @@ def run(
     RecipeError
         With one line.
     """
-    from nni_plugins.cli import parse_change
+    from nni_plugins.command.values import parse_change
     from nni_plugins.pruners.affine import begins
     from nni_plugins.training.allocate import prunable_groups
     from nni_plugins.training.recipe import load_recipe

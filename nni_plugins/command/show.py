@@ -1,0 +1,87 @@
+"""What commands print: results on standard output, progress on standard error."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def results() -> Console:
+    """Where results go: plain text without colours when it is no terminal."""
+    from rich.console import Console
+
+    return Console(markup=False)  # names and paths may hold brackets
+
+
+def progress(wanted: bool | None, default: bool | None = None) -> Console:
+    """Where progress goes: standard error, so that standard output is the result and nothing else.
+
+    Parameters
+    ----------
+    wanted
+        ``--progress`` or ``--no-progress``; None where neither was given.
+    default
+        What holds then; None for a terminal only.
+    """
+    from rich.console import Console
+
+    console = Console(stderr=True, markup=False)
+    shown = wanted if wanted is not None else console.is_terminal if default is None else default
+    console.quiet = not shown
+    return console
+
+
+def as_document(value: Any) -> None:
+    """Print one JSON document."""
+    click.echo(json.dumps(value, indent=2, default=str))
+
+
+def show_findings(findings: Any, written: Path, as_json: bool) -> None:
+    """Print the table and what was proved, or all of it as JSON."""
+    from nni_plugins.report.table import proof_lines, rich_table
+
+    if as_json:
+        as_document({**findings.to_dict(), "output": str(written)})
+        return
+    console = results()
+    console.print(rich_table(findings))
+    for line in proof_lines(findings):
+        console.print(line, highlight=False, soft_wrap=True)
+    for note in findings.notes:
+        console.print(f"note: {note}", highlight=False, soft_wrap=True)
+    console.print(f"report: {written / 'report.html'}, report.md", highlight=False, soft_wrap=True)
+
+
+def show_comparison(comparison: Any, written: Path, as_json: bool) -> None:
+    """Print both models side by side, or all of it as JSON; warnings go to standard error."""
+    from nni_plugins.report.compare_page import comparison_table, volume_words
+
+    for warning in comparison.warnings:
+        click.echo(f"warning: {warning}", err=True)
+    if as_json:
+        as_document({**comparison.to_dict(), "output": str(written)})
+        return
+    console = results()
+    console.print(comparison_table(comparison))
+    for line in filter(None, [volume_words(comparison)]):
+        console.print(line, highlight=False, soft_wrap=True)
+    console.print(f"comparison: {written / 'compare.html'}, compare.md", highlight=False, soft_wrap=True)
+
+
+def show_checks(findings: Sequence[Any], as_json: bool) -> None:
+    """Print what ``doctor`` found."""
+    if as_json:
+        as_document([finding.to_dict() for finding in findings])
+        return
+    for finding in findings:
+        mark = "ok   " if finding.ok and not finding.warning else "note " if finding.ok else "WRONG"
+        click.echo(f"{mark} {finding.name}: {finding.message}")
+        if finding.remedy:
+            click.echo(f"      {finding.remedy}")
