@@ -10,7 +10,7 @@ import yaml
 
 from nni_plugins.report.findings import Candidate, Findings, ModelFigures, pareto_front
 from nni_plugins.report.importance import flat
-from nni_plugins.report.table import amount, quality, quality_change, share, size
+from nni_plugins.report.table import amount, named, quality, quality_change, share, size
 
 DATA_FIELDS = ("data.name", "data.arguments", "data.validation", "data.split_seed", "data.limit")
 """What decides on which images a metric was measured."""
@@ -215,7 +215,7 @@ def _rows(first: Findings, second: Findings, volume: Hypervolume | None) -> list
         return share(before, after)
 
     for split in ("test", "validation"):
-        add(f"{split} {metric}", (getattr(one, split, None), getattr(two, split, None)), written, moved)
+        add(named(split, metric), (getattr(one, split, None), getattr(two, split, None)), written, moved)
     for label, name, form in (
         ("MACs", "macs", amount),
         ("parameters", "params", amount),
@@ -294,9 +294,9 @@ def hypervolume(first: Findings, second: Findings) -> Hypervolume | None:
 
 def _differences(first: Findings, second: Findings, recipes: list[dict[str, Any]]) -> list[Difference]:
     searched = {name for found in (first, second) for one in found.candidates for name in flat(one.parameters)}
-    found = []
-    for name in sorted({*recipes[0], *recipes[1]}) if all(recipes) else ():
-        values = [one.get(name, "–") for one in recipes]
+    found = _one_sided(recipes) if all(recipes) else []
+    for name in sorted({*recipes[0]} & {*recipes[1]}):
+        values = [one[name] for one in recipes]
         if values[0] != values[1] and not name.startswith(NOT_COMPARED):
             chosen = any(name == one or name.startswith(f"{one}.") for one in searched)
             found.append(Difference("chosen" if chosen else "recipe", name, *map(_short, values)))
@@ -315,6 +315,25 @@ def _differences(first: Findings, second: Findings, recipes: list[dict[str, Any]
             found.append(Difference("version", name, *values))
     order = ("recipe", "space", "search", "chosen", "version")
     return sorted(found, key=lambda one: (order.index(one.kind), one.name))
+
+
+def _one_sided(recipes: list[dict[str, Any]]) -> list[Difference]:
+    """Fields that one recipe has and the other not, as recipes of two versions: a line for each section."""
+    sections: dict[str, list[list[str]]] = {}
+    for side, other in ((0, 1), (1, 0)):
+        for name in recipes[side]:
+            if name not in recipes[other] and not name.startswith(NOT_COMPARED):
+                sections.setdefault(name.split(".")[0], [[], []])[side].append(name)
+    found = []
+    for section, sides in sections.items():
+        if sum(map(len, sides)) == 1:
+            side = 0 if sides[0] else 1
+            value = _short(recipes[side][sides[side][0]])
+            found.append(Difference("recipe", sides[side][0], *((value, "–") if side == 0 else ("–", value))))
+        else:
+            words = [f"{len(names)} fields of its own" if names else "–" for names in sides]
+            found.append(Difference("recipe", f"{section}.*", *words))
+    return found
 
 
 def _dimension(value: Any) -> str:

@@ -128,7 +128,7 @@ def draw_fronts(found: Comparison) -> Any:
     in_percent = percent([*values, *(one.validation or 0.0 for one in dense)], found.first.metric)
     factor = 100.0 if in_percent else 1.0
     with styled():
-        figure, axes = new_figure(6.4, 4.2)
+        figure, axes = new_figure(5.4, 3.8)
         for (findings, _), name, look in zip(sides, found.names, LOOKS, strict=True):
             _draw_side(axes, findings, shortened(name, 34), look, scale, factor)
         drawn: set[tuple[int, float | None]] = set()
@@ -139,7 +139,8 @@ def draw_fronts(found: Comparison) -> Any:
         if drawn:
             axes.scatter([], [], s=44, marker="D", color=INK, linewidths=0, label="dense")
         levels = [factor * one.validation for one in dense if one.validation is not None]
-        limit_outliers(axes, [factor * value for value in values], levels, found.first.higher_is_better, in_percent)
+        heights = [factor * value for value in values]
+        limit_outliers(axes, heights, heights, levels, found.first.higher_is_better, in_percent)
         axes.set_xlim(left=0)
         axes.set_xlabel(f"{unit} of one input")
         axes.set_ylabel(metric_label(found.first.metric, in_percent))

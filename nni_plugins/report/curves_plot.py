@@ -8,6 +8,7 @@ from typing import Any
 
 from nni_plugins.report.figures import BLUE, GREY, INK, ORANGE, PAPER, bare, legend_above, new_figure, percent, styled
 from nni_plugins.report.findings import Candidate, Findings
+from nni_plugins.report.pareto import limit_outliers
 
 MANY_CURVES = 150
 
@@ -21,11 +22,12 @@ def draw_curves(findings: Findings) -> Any:
     """The intermediate results of all trials: the chosen one and the rest of the front stand out."""
     front = {one.id for one in findings.front()}
     ranked = [one for one in findings.best_first() if any(value is not None for value in one.curve)]
-    ended = [one.default for one in ranked if one.default is not None]
-    in_percent = findings.maximize and percent(ended, findings.metric)
+    ended = [one.default for one in ranked if one.default is not None and one.feasible]
+    highest = [max(value for value in one.curve if value is not None) for one in ranked]
+    in_percent = findings.maximize and percent(ended, findings.metric) and max(highest, default=0.0) <= 1
     factor = 100.0 if in_percent else 1.0
     with styled():
-        figure, axes = new_figure(6.4, 3.6)
+        figure, axes = new_figure(5.4, 3.3)
         said: set[str] = set()
         for one in reversed(ranked):
             kind = "chosen" if one.id == findings.chosen else _kind(one, front)
@@ -85,10 +87,10 @@ def draw_progress(findings: Findings) -> Any:
     """The result of each trial by number, and the best so far."""
     found = sorted((one for one in findings.candidates if one.default is not None), key=lambda one: one.sequence)
     values = [one.default or 0.0 for one in found]
-    in_percent = percent(values, findings.metric)
+    in_percent = percent([one.default or 0.0 for one in found if one.feasible], findings.metric)
     factor = 100.0 if in_percent else 1.0
     with styled():
-        figure, axes = new_figure(6.4, 3.2)
+        figure, axes = new_figure(5.4, 3.0)
         best: list[float] = []
         for value in values:
             better = max if findings.maximize else min
@@ -122,7 +124,9 @@ def draw_progress(findings: Findings) -> Any:
             label="chosen",
         )
         failed = [one.sequence + 1 for one in findings.candidates if one.status == "FAILED"]
-        _limits(axes, [values], factor, findings.maximize)
+        usual = [one.default or 0.0 for one in found if one.feasible]
+        levels = [factor * value for value in values], [factor * value for value in usual]
+        limit_outliers(axes, *levels, [], findings.maximize, in_percent)
         if failed:
             bottom = axes.get_ylim()[0]
             axes.plot(failed, [bottom] * len(failed), "x", color=INK, markersize=5, clip_on=False, label="failed")

@@ -10,9 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from nni_plugins.report.table import named
+
 INK, GREY, BLUE, ORANGE = "#222222", "#b8bec8", "#2b6cb0", "#d9622b"
 """Colours that stay apart for colour-blind readers and in print."""
 PAPER = "#fefefe"
+PAGE = {INK: "currentColor", PAPER: "var(--card)", BLUE: "var(--blue)", ORANGE: "var(--orange)", GREY: "var(--grey)"}
+"""What the colours become within a page, which may be dark."""
 STYLE: Any = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
@@ -65,14 +69,29 @@ def bare(axes: Any, grid: str = "both") -> None:
 
 def legend_above(figure: Any, handles: list[Any], labels: list[str]) -> None:
     """Name what is drawn above the axes, where it covers nothing."""
-    if handles:
-        figure.legend(handles, labels, loc="outside upper right", ncols=len(labels), frameon=False, fontsize=8)
+    if not handles:
+        return
+    width = 0.6 * sum(len(label) + 8 for label in labels) * 8 / 72  # inches, of letters of 8 points
+    lines = -(-int(100 * width) // int(92 * figure.get_figwidth()))
+    columns = -(-len(labels) // lines)
+    figure.legend(handles, labels, loc="outside upper right", ncols=columns, frameon=False, fontsize=8)
+
+
+def settle(figure: Any) -> None:
+    """Lay out once what is stored in several formats: it takes as long as drawing."""
+    from matplotlib.layout_engine import PlaceHolderLayoutEngine
+
+    engine = figure.get_layout_engine()
+    if engine is not None and not isinstance(engine, PlaceHolderLayoutEngine):
+        engine.execute(figure)
+        figure.set_layout_engine("none")
 
 
 def save_figure(figure: Any, path: Path, dots_per_inch: int = 200) -> None:
     """Write a figure; the ending of `path` decides the format (png, pdf, svg)."""
     dated = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
     with styled():
+        settle(figure)
         figure.savefig(path, dpi=dots_per_inch, metadata=dated.get(path.suffix.lower()))
 
 
@@ -88,6 +107,7 @@ def inline_svg(figure: Any, prefix: str) -> str:
     """
     stored = io.StringIO()
     with styled():
+        settle(figure)
         figure.savefig(stored, format="svg", transparent=True, metadata={"Date": None})
     text = stored.getvalue()
     text = text[text.index("<svg") :]
@@ -95,7 +115,8 @@ def inline_svg(figure: Any, prefix: str) -> str:
     text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", text)
     text = re.sub(r'<svg ([^>]*?)height="[^"]*"', r"<svg \1", text, count=1)
     text = re.sub(r'(<svg [^>]*?)width="([0-9.]+)pt"', r'\1style="max-width:\2pt"', text, count=1)
-    text = text.replace(INK, "currentColor").replace(PAPER, "var(--card)")
+    for colour, name in PAGE.items():
+        text = text.replace(colour, name)
     return re.sub(r"\n\s*\n+", "\n", text).strip()
 
 
@@ -113,6 +134,6 @@ def percent(values: list[float], metric: str) -> bool:
     return metric == "accuracy" and all(abs(value) <= 1 for value in values)
 
 
-def metric_label(metric: str, in_percent: bool, split: str = "validation ") -> str:
+def metric_label(metric: str, in_percent: bool, split: str = "validation") -> str:
     """What an axis of the task's metric says."""
-    return f"{split}{shortened(metric, 40)}" + (" (%)" if in_percent else "")
+    return named(split, shortened(metric, 28)) + (" (%)" if in_percent else "")

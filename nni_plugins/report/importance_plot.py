@@ -22,7 +22,7 @@ def draw_importance(found: Importance) -> Any:
     shares = [100 * found.shares[name] for name in names]
     spread = [100 * found.spread.get(name, 0.0) for name in names]
     with styled():
-        figure, axes = new_figure(6.4, 0.26 * max(len(names), 3) + 0.9)
+        figure, axes = new_figure(5.4, 0.26 * max(len(names), 3) + 0.9)
         places = range(len(names))
         low = [min(share, wide) for share, wide in zip(shares, spread, strict=True)]
         axes.barh(places, shares, height=0.7, color=BLUE, linewidth=0)

@@ -22,6 +22,15 @@ def shown_layers(layers: Sequence[Layer]) -> list[Layer]:
     return [layers[index] for index in sorted(losing)]
 
 
+def unlike(names: Sequence[str]) -> list[str]:
+    """The names, shortened as far as they stay apart."""
+    for most in (38, 54, 70):
+        short = [shortened(name, most) for name in names]
+        if len(set(short)) == len(set(names)):
+            break
+    return short
+
+
 def draw_layers(layers: Sequence[Layer]) -> Any:
     """The bars as a figure of matplotlib.
 
@@ -31,14 +40,14 @@ def draw_layers(layers: Sequence[Layer]) -> Any:
         At least one.
     """
     shown = shown_layers(layers)
-    names = [shortened(layer.name, 38) for layer in shown]
+    names = unlike([layer.name for layer in shown])
     sizes = [max(layer.size, 1) for layer in shown]
     shares = max(sizes) > WIDE_RANGE * min(sizes)
     dense = [100.0 if shares else float(size) for size in sizes]
     kept = [whole * layer.kept / size for whole, layer, size in zip(dense, shown, sizes, strict=True)]
     row = 0.21 if len(shown) <= 30 else 0.165
     with styled():
-        figure, axes = new_figure(6.4, row * max(len(shown), 3) + 0.9)
+        figure, axes = new_figure(5.4, row * max(len(shown), 3) + 0.9)
         places = range(len(shown))
         axes.barh(places, dense, height=0.74, color=GREY, alpha=0.45, linewidth=0, label="dense")
         axes.barh(places, kept, height=0.74, color=BLUE, linewidth=0, label="kept")

@@ -58,7 +58,8 @@ def page(
         parts += ["## Proof", *lines]
     if len(findings.front()) > 1:
         parts += ["## Pareto front", sections.FRONT]
-        parts += [markdown_table(*sections.front_rows(findings, _bold), left=(0, 4))]
+        header, rows = sections.front_rows(findings, _bold)
+        parts += [markdown_table(header, rows, left=(0, len(header) - 1))]
     if findings.layers:
         parts += [
             "## Layers",

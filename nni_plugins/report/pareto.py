@@ -85,7 +85,7 @@ def save_pareto(findings: Findings, path: Path, dots_per_inch: int = 200, cost: 
 def draw_pareto(findings: Findings, cost: Cost, title: bool = True) -> Any:
     """The plot as a figure of matplotlib."""
     with styled():
-        figure, axes = new_figure(6.4, 4.0)
+        figure, axes = new_figure(5.4, 3.6)
         points = [one for one in findings.candidates if one.metric is not None and cost.of(one) is not None]
         marked = {"dense": findings.dense, "chosen": findings.compact}
         costs = [cost.of(one) or 0.0 for one in points]
@@ -96,8 +96,11 @@ def draw_pareto(findings: Findings, cost: Cost, title: bool = True) -> Any:
         in_percent = percent([*values, *([] if dense_metric is None else [dense_metric])], findings.metric)
         factor = 100.0 if in_percent else 1.0
 
+        compact = None if findings.compact is None else cost.of(findings.compact)
+
         def place(candidates: list[Candidate]) -> tuple[list[float], list[float]]:
-            xs = [(cost.of(one) or 0.0) / scale for one in candidates]
+            own = [compact if one.id == findings.chosen and compact is not None else cost.of(one) for one in candidates]
+            xs = [(value or 0.0) / scale for value in own]
             return xs, [factor * (one.metric or 0.0) for one in candidates]
 
         fits = [one for one in points if one.feasible and one.id != findings.chosen]
@@ -106,7 +109,9 @@ def draw_pareto(findings: Findings, cost: Cost, title: bool = True) -> Any:
         _draw_marked(axes, place, points, findings, cost, scale, factor)
         _draw_bound(axes, findings, cost, scale, unit)
         levels = [] if dense_metric is None else [factor * dense_metric]
-        limit_outliers(axes, [factor * value for value in values], levels, findings.higher_is_better, in_percent)
+        usual = [factor * one.metric for one in points if one.feasible and one.metric is not None]
+        drawn = [factor * value for value in values]
+        limit_outliers(axes, drawn, usual, levels, findings.higher_is_better, in_percent)
         axes.set_xlabel(f"{unit} {cost.words}" if cost.name == "macs" else f"{cost.words} ({unit})".replace(" ()", ""))
         axes.set_ylabel(metric_label(findings.metric, in_percent))
         if title:
@@ -146,9 +151,7 @@ def _draw_marked(
 ) -> None:
     """The star of the chosen model and the diamond of the dense one; their times were taken in turns, at the end."""
     xs, ys = place([one for one in points if one.id == findings.chosen])
-    compact = None if findings.compact is None else cost.of(findings.compact)
     if xs:
-        xs = [compact / scale] if compact is not None else xs
         axes.scatter(
             xs, ys, s=150, marker="*", color=ORANGE, edgecolors=PAPER, linewidths=0.6, label="chosen", zorder=5
         )
@@ -177,7 +180,12 @@ def _draw_bound(axes: Any, findings: Findings, cost: Cost, scale: float, unit: s
 
 
 def limit_outliers(
-    axes: Any, values: list[float], levels: list[float], higher_is_better: bool, in_percent: bool
+    axes: Any,
+    values: list[float],
+    usual: list[float],
+    levels: list[float],
+    higher_is_better: bool,
+    in_percent: bool,
 ) -> None:
     """Keep a trial that learned nothing from squeezing the interesting points into a line; a note says how many.
 
@@ -185,23 +193,30 @@ def limit_outliers(
     ----------
     axes
         Whose y axis is limited.
-    values, levels
-        What is drawn, and what else has to stay in sight.
+    values
+        All that is drawn.
+    usual
+        Those of them that are to be seen apart: trials within the bounds.
+    levels
+        What else has to stay in sight.
     higher_is_better
         The metric's direction.
     in_percent
         Whether the values are.
     """
+    usual = usual if len(usual) >= 3 else values
     if len(values) < 4:
         return
     sign = 1.0 if higher_is_better else -1.0
-    ordered = sorted(sign * value for value in values)
-    worst, middle, usual = ordered[0], ordered[len(ordered) // 2], ordered[len(ordered) // 4]
-    top = max([*ordered, *(sign * level for level in levels)])
-    reach = max(top - usual, 2.0 if in_percent else 0.02 * abs(middle))
-    edge = usual - 2 * reach
-    hidden = sum(value < edge for value in ordered)
-    if middle - worst <= 4 * reach or not hidden:
+    ordered = sorted(sign * value for value in usual)
+    middle, quarter = ordered[len(ordered) // 2], ordered[len(ordered) // 4]
+    top = max([sign * value for value in (*values, *levels)])
+    reach = max(top - quarter, 2.0 if in_percent else 0.02 * abs(middle))
+    edge = quarter - 2 * reach
+    if len(usual) < len(values):
+        edge = min(edge, ordered[0] - 0.2 * reach) if middle - ordered[0] <= 4 * reach else edge
+    hidden = sum(sign * value < edge for value in values)
+    if middle - min(sign * value for value in values) <= 4 * reach or not hidden:
         return
     limits = (edge, top + 0.06 * (top - edge))
     axes.set_ylim(*(limits if sign > 0 else (-limits[1], -limits[0])))

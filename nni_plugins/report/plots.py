@@ -45,7 +45,7 @@ def _pareto_words(findings: Findings, cost: str) -> str:
     text = f"Validation {findings.metric} against {against}: all trials, the Pareto front, and the chosen one."
     if findings.dense is not None and findings.dense.validation is not None:
         text += " Dotted: the dense model" + (f" ({amount(findings.dense.macs)} MACs)." if cost == "macs" else ".")
-    if cost == "latency_ms" and findings.state == "finished" and findings.compact is not None:
+    if cost == "latency_ms" and findings.compact is not None and findings.compact.latency_ms is not None:
         text += " Trials were timed beside each other; dense and chosen in turns, at the end."
     return text
 

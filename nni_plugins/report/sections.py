@@ -11,7 +11,7 @@ from nni_plugins.report.findings import Candidate, Findings, Importance
 from nni_plugins.report.importance import flat
 from nni_plugins.report.importance_plot import words_of
 from nni_plugins.report.layers_plot import MOST as MOST_LAYERS
-from nni_plugins.report.table import amount, quality, size
+from nni_plugins.report.table import amount, named, quality, size
 
 Rows = tuple[list[str], list[list[str]]]
 MOST_TRIALS = 50
@@ -33,7 +33,7 @@ def headline(findings: Findings) -> tuple[str, str]:
         if best is None:
             return "No trial has a result", "."
         value = quality(best.metric, findings.metric)
-        lead = f"The best validation {findings.metric} is {value}"
+        lead = f"The best {named('validation', findings.metric)} is {value}"
         where = "" if best.macs is None else f" at {amount(best.macs)} MACs"
         return lead, f"{where} ({total}). " + NO_MODEL[findings.state == "running"]
     macs = 100 * compact.macs / dense.macs if dense.macs else 100.0
@@ -89,12 +89,12 @@ def state_line(findings: Findings) -> str:
 
 def front_rows(findings: Findings, mark: Callable[[str], str] = str) -> Rows:
     """The front, cheapest first."""
+    costs = _costs(findings)
     rows = []
     for one in findings.front():
-        latency = "–" if one.latency_ms is None else f"{one.latency_ms:.2f} ms"
-        row = [_name(one, findings, mark), quality(one.metric, findings.metric), _cost(one, findings), latency]
-        rows.append([*row, tried(one)])
-    return ["trial", f"validation {findings.metric}", "MACs", "latency", "what it tried"], rows
+        row = [_name(one, findings, mark), quality(one.metric, findings.metric)]
+        rows.append([*row, *(form(one, findings) for form in costs.values()), tried(one)])
+    return ["trial", named("validation", findings.metric), *costs, "what it tried"], rows
 
 
 def trial_rows(findings: Findings, mark: Callable[[str], str] = str, most: int | None = None) -> Rows:
@@ -102,22 +102,16 @@ def trial_rows(findings: Findings, mark: Callable[[str], str] = str, most: int |
     found = findings.best_first()
     if most is not None:
         found = [one for one in found if one.default is not None][:most]
+    costs = _costs(findings)
     others = list(dict.fromkeys(name for one in found for name in one.others))[:6]
     rows = []
     for one in found:
         ended = one.status.lower().replace("_", " ") + (f": {one.note}" if one.note else "")
-        own = [f"{one.others[name]:.4g}" if name in one.others else "–" for name in others]
-        rows.append(
-            [
-                _name(one, findings, mark),
-                quality(one.metric, findings.metric),
-                _cost(one, findings),
-                *own,
-                tried(one),
-                ended,
-            ]
-        )
-    return ["trial", f"validation {findings.metric}", "MACs", *others, "what it tried", "end"], rows
+        row = [_name(one, findings, mark), quality(one.metric, findings.metric)]
+        row += [form(one, findings) for form in costs.values()]
+        row += [f"{one.others[name]:.4g}" if name in one.others else "–" for name in others]
+        rows.append([*row, tried(one), ended])
+    return ["trial", named("validation", findings.metric), *costs, *others, "what it tried", "end"], rows
 
 
 def failures(findings: Findings) -> list[tuple[str, list[str]]]:
@@ -182,7 +176,13 @@ def cards(findings: Findings) -> list[tuple[str, str, str]]:
     if dense is None or compact is None:
         best = next((one for one in findings.candidates if one.id == findings.chosen), None)
         if best is not None:
-            found.append((f"best {findings.metric}", quality(best.metric, findings.metric), f"trial {best.id}"))
+            found.append(
+                (
+                    f"best {named('validation', findings.metric)}",
+                    quality(best.metric, findings.metric),
+                    f"trial {best.id}",
+                )
+            )
         return [*found, ("trials", str(len(findings.candidates)), counts(findings).split(";")[0].rstrip("."))]
     split = "test" if compact.test is not None else "validation"
     before, after = getattr(dense, split), getattr(compact, split)
@@ -211,11 +211,25 @@ def _name(one: Candidate, findings: Findings, mark: Callable[[str], str]) -> str
     return f"{mark(one.id)} (chosen)" if one.id == findings.chosen else one.id
 
 
-def _cost(one: Candidate, findings: Findings) -> str:
+def _costs(findings: Findings) -> dict[str, Callable[[Candidate, Findings], str]]:
+    """The columns for what the trials cost, where any of them knows it."""
+    found: dict[str, Callable[[Candidate, Findings], str]] = {}
+    if any(one.macs is not None for one in findings.candidates):
+        found["MACs"] = _macs
+    if any(one.latency_ms is not None for one in findings.candidates):
+        found["latency"] = _latency
+    return found
+
+
+def _macs(one: Candidate, findings: Findings) -> str:
     if one.macs is None:
         return "–"
     base = one.dense_macs or (findings.dense.macs if findings.dense is not None else None)
     return f"{amount(one.macs)} ({100 * one.macs / base:.0f}%)" if base else amount(one.macs)
+
+
+def _latency(one: Candidate, findings: Findings) -> str:
+    return "–" if one.latency_ms is None else f"{one.latency_ms:.2f} ms"
 
 
 def _short(value: Any) -> str:

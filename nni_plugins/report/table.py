@@ -18,7 +18,7 @@ def comparison(findings: Findings) -> tuple[list[str], list[list[str]]]:
     if dense is None or compact is None:
         return ["", "chosen"], _of_one(findings)
     rows: list[list[str]] = []
-    for label, name in ((f"test {findings.metric}", "test"), (f"validation {findings.metric}", "validation")):
+    for label, name in ((named(split, findings.metric), split) for split in ("test", "validation")):
         before, after = getattr(dense, name), getattr(compact, name)
         if before is not None or after is not None:
             change = quality_change(before, after, findings.metric)
@@ -39,7 +39,7 @@ def _of_one(findings: Findings) -> list[list[str]]:
     best = next((one for one in findings.candidates if one.id == findings.chosen), None)
     if best is None:
         return []
-    rows = [[f"validation {findings.metric}", quality(best.metric, findings.metric)]]
+    rows = [[named("validation", findings.metric), quality(best.metric, findings.metric)]]
     rows += [["MACs", amount(best.macs)]] if best.macs is not None else []
     rows += [["parameters", amount(best.params)]] if best.params is not None else []
     rows += [["latency", f"{best.latency_ms:.2f} ms"]] if best.latency_ms is not None else []
@@ -103,6 +103,11 @@ def proof_lines(findings: Findings) -> list[str]:
             f"{quality(alone, findings.metric)} (both in float)."
         )
     return lines
+
+
+def named(split: str, metric: str) -> str:
+    """What a figure is called: ``validation accuracy``; a bare number that a trial reports is its result."""
+    return "result" if metric == "default" else f"{split} {metric}"
 
 
 def quality(value: float | None, metric: str) -> str:
