@@ -4,7 +4,7 @@
 
 Classification (80 models), segmentation, detection, video and optical flow. Weights are random. Images are the
 smallest that the model takes of a few sizes. Detectors run in double precision: of boxes with scores that are equal but
-for rounding they keep one or the other.
+for rounding they keep one or the other. So do the models of optical flow, whose twelve rounds make rounding grow.
 """
 
 from __future__ import annotations
@@ -53,10 +53,21 @@ def build(name: str) -> tuple[Any, Any]:
     if name in ("googlenet", "inception_v3"):
         extra["init_weights"] = False  # only to save half a minute of scipy
     model = models.get_model(name, weights=None, **extra).eval()
-    if section == "detection":
+    if section in ("detection", "optical_flow"):
         model.double()
+    if section == "optical_flow":
+        _grids_in_double(torch)
     x = _first_that_runs(model, list(_inputs(section, torch)))
     return model.eval(), x
+
+
+def _grids_in_double(torch: Any) -> None:
+    """Let a forward of optical flow run in double precision, for which its grids must be; the process is its own."""
+    from torchvision.models.optical_flow import raft
+
+    torch.set_default_dtype(torch.float64)
+    make = raft.make_coords_grid
+    raft.make_coords_grid = lambda *args, **kwargs: make(*args, **kwargs).double()
 
 
 def _inputs(section: str, torch: Any) -> Any:
@@ -68,7 +79,7 @@ def _inputs(section: str, torch: Any) -> Any:
     if section == "detection":
         yield ([torch.rand(3, 256, 256, generator=generator).double()],)
     elif section == "optical_flow":
-        yield noise(1, 3, 128, 128), noise(1, 3, 128, 128)
+        yield noise(1, 3, 128, 128).double(), noise(1, 3, 128, 128).double()
     elif section == "video":
         for frames, size in ((8, 64), (16, 112), (16, 224)):
             yield noise(1, 3, frames, size, size)

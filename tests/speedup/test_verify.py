@@ -168,3 +168,32 @@ def test_picks_that_hang_on_rounding_are_proved_in_double_precision():
     assert any("double precision" in line for line in speedup.report.inexact)
     assert compact.head.weight.dtype == torch.float32
     torch.testing.assert_close(compact.double()(x.double()), before(x.double()))
+
+
+class Grows(nn.Module):
+    """Goes over its rows so often that rounding grows a hundred thousand times; its grid is of single precision."""
+
+    def __init__(self):
+        super().__init__()
+        self.shift, self.hidden, self.head = nn.Linear(8, 8), nn.Linear(8, 64), nn.Linear(64, 4)
+
+    def forward(self, x):
+        grid = torch.linspace(0, 1, 8).float()
+        h = torch.sigmoid(self.head(F.relu(self.hidden(x + self.shift(grid)))))
+        for _ in range(24):
+            h = 3.9 * h * (1 - h)
+        return h
+
+
+def test_rounding_that_grows_is_told_from_an_error_in_double_precision():
+    torch.manual_seed(0)
+    model, x = Grows(), torch.randn(50, 8)
+    gone = list(range(9, 64, 2))
+    masks = {"hidden": {"weight": rows(64, *gone)[:, None].expand(64, 8).clone(), "bias": rows(64, *gone)}}
+    speedup = ModelSpeedup(model, x, masks)
+    compact = speedup.speedup_model()
+    assert compact.hidden.out_features == 64 - len(gone)
+    assert speedup.report.put_back == []
+    assert speedup.report.relative_error < 1e-8
+    assert any("rounding grows" in line for line in speedup.report.inexact)
+    assert torch.get_default_dtype() == torch.float32
