@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from nni_plugins.experiment.config_check import check_content, read_config, reason_of
 from nni_plugins.experiment.errors import ExperimentError
-from nni_plugins.experiment.machines import Found, Machine, check_machines, host_keys, machines_of
+from nni_plugins.experiment.health import why_waiting
+from nni_plugins.experiment.machines import Found, Machine, check_machines, host_keys, machines_of, own_facts
 from nni_plugins.experiment.manager import Manager, experiment_on
 from nni_plugins.experiment.node import LOOPBACK, preloaded
 
@@ -229,9 +230,24 @@ def load_stopped(known: Known) -> Any:
 
 
 def look_at_machines(config: Any) -> list[Found]:
-    """Check the remote machines of an experiment; see :func:`nni_plugins.experiment.machines.check_machines`."""
+    """Check the machines that trials will run on; see :func:`nni_plugins.experiment.machines.check_machines`.
+
+    Raises
+    ------
+    ExperimentError
+        When a remote machine cannot run a trial, or this one has fewer GPUs than a trial asks for.
+    """
     machines = machines_of(config)
-    return check_machines(machines, config.trial_gpu_number) if machines else []
+    if machines:
+        return check_machines(machines, config.trial_gpu_number)
+    if config.trial_gpu_number and getattr(config.training_service, "platform", None) == "local":
+        gpus = own_facts()["gpus"]
+        if gpus < config.trial_gpu_number:
+            raise ExperimentError(
+                f"trialGpuNumber asks for {config.trial_gpu_number} GPUs, and NNI sees {gpus} here; "
+                "leave it out to let trials choose their device"
+            )
+    return []
 
 
 def start(
@@ -316,7 +332,7 @@ def _early_error(running: Running) -> str:
             status, errors = running.manager.status()
             if status == "ERROR" and not running.manager.trials():
                 return "; ".join(errors) or "NNI does not say why"
-            if status != "INITIALIZED" and running.manager.trials():
+            if status != "INITIALIZED" and (running.manager.trials() or why_waiting(running.folder)):
                 return ""
         except ExperimentError:
             if not running.alive():
