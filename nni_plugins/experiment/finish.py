@@ -59,6 +59,7 @@ def finish(
     findings = gather(known, trials, known.curves(), running)
     winner = best_of(trials, findings.maximize)
     source = winner.folder if winner is not None and findings.compact is not None else None
+    source = source if source is not None and (source / METRICS).is_file() else None
     if winner is not None and source is not None:
         read = evaluated if at_rest else recorded
         findings = read(findings, known, winner, say, read_test)
