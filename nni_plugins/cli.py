@@ -62,6 +62,51 @@ def commands(debug: bool) -> None:
 
 
 @commands.command(
+    short_help="Write an experiment for your own model.",
+    examples=[
+        "nni-plugins new mine --model net.py:build --data net.py:loaders",
+        "nni-plugins new birds --model torchvision.models:resnet18 --data images/ --input 1x3x64x64 --macs 0.4",
+        "nni-plugins new try --model net.py:build --input 1x3x32x32 --data random  # no data at hand",
+        "nni-plugins new mine --model net.py:build --remote me@gpu1 --remote me@gpu2:2222",
+    ],
+)
+@click.argument("name", type=PATH)
+@option("--model", required=True, section=MODEL, metavar="FUNCTION", shell_complete=complete.complete_import,
+        help="module:function or path/to/file.py:function that makes it.")  # fmt: skip
+@argument_option
+@option("--checkpoint", type=PATH, section=MODEL, help="Trained weights; without them it is trained first.")
+@input_option
+@option("--data", default="digits", show_default=True, section=MODEL, shell_complete=complete.complete_data,
+        help="module:function that returns loaders, a folder of images, digits, or random.")  # fmt: skip
+@option("--macs", type=Finite(0, 1, min_open=True, max_open=True), default=0.5, show_default=True, section=SEARCHED,
+        help="Share of the MACs that is left.")  # fmt: skip
+@option("--tuner", type=click.Choice(["TPE", "Random", "Evolution", "Anneal", "Optuna"]), default="TPE",
+        show_default=True, section=SEARCHED, help="Who chooses.")  # fmt: skip
+@option("--per", type=click.Choice(["stage", "group"]), default="stage", show_default=True, section=SEARCHED,
+        help="A share for each stage, or for each channel group.")  # fmt: skip
+@option("--trials", type=click.IntRange(1), default=20, show_default=True, section=SEARCHED, help="How many.")
+@option("--concurrency", type=click.IntRange(1), default=2, show_default=True, section=SEARCHED, help="At a time.")
+@option(
+    "--epochs", type=click.IntRange(0), default=20, show_default=True, help="Of dense training; half for fine-tuning."
+)
+@option("--remote", multiple=True, metavar="USER@HOST[:PORT]", help="Write config.remote.yml too; repeatable.")
+@set_option
+@as_json
+def new(name: Path, as_json: bool, changes: tuple[str, ...], arguments: tuple[str, ...], **options: Any) -> None:
+    """Write an experiment for your own model: a folder that `nni-plugins run` runs as it is.
+
+    NAME is the folder. The model is built, watched, and its loss computed on a batch first: what cannot work is said
+    now, and nothing is written then. What is searched comes from the model's channel groups, as `space` lists them.
+    """
+    from nni_plugins.command import show
+    from nni_plugins.experiment.scaffold import Wanted, scaffold
+
+    values = dict(parse_change(argument, "--argument") for argument in arguments)
+    made = scaffold(Wanted(name, arguments=values, changes=dict(map(parse_change, changes)), **options))
+    show.show_scaffold(made, as_json)
+
+
+@commands.command(
     short_help="Run an experiment to its report.",
     examples=[
         "nni-plugins run experiments/digits",

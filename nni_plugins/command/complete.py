@@ -67,6 +67,13 @@ def complete_import(ctx: click.Context, param: click.Parameter, incomplete: str)
 
 
 @_quiet
+def complete_data(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """``digits``, ``random``, a folder, or ``file.py:function``."""
+    names = [CompletionItem(name) for name in ("digits", "random") if name.startswith(incomplete)]
+    return names + _folders(incomplete) + _functions(incomplete)
+
+
+@_quiet
 def complete_model(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """``file.py:function``, or a recipe."""
     return _recipes(incomplete) + _functions(incomplete)

@@ -85,3 +85,16 @@ def show_checks(findings: Sequence[Any], as_json: bool) -> None:
         click.echo(f"{mark} {finding.name}: {finding.message}")
         if finding.remedy:
             click.echo(f"      {finding.remedy}")
+
+
+def show_scaffold(made: Any, as_json: bool) -> None:
+    """Print what ``new`` wrote, and what to do with it."""
+    if as_json:
+        as_document(made.to_dict())
+        return
+    click.echo(f"{made.folder}: {', '.join(made.files)}")
+    click.echo(
+        f"{made.macs:,} MACs, {made.params:,} parameters; {made.groups} channel groups can lose units, "
+        f"{len(made.fields)} fields are searched; at least {100 * made.least_macs:.2g}% of the MACs stay"
+    )
+    click.echo(f"next: nni-plugins run {made.folder}")
