@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,14 @@ def test_experiment_runs_to_done_and_its_results_are_in_nni(
 ) -> None:
     folder = write_experiment()
     experiment = nni_home.create(folder / "config.yml", port)
+    root = tmp_path / "experiments" / experiment
+    while not any(job["status"] == "SUCCEEDED" for job in nni_home.get(port, "trial-jobs")):
+        time.sleep(0.2)
+    early = json.loads(nni_home.run("nni-plugins", "report", "--output", str(tmp_path / "early"), "--json").stdout)
+    if early["state"] == "running":  # on a quick machine it may be over
+        assert early["compact"]["test"] is None
+        assert not (root / "test.json").exists()
+        assert "still running" in (tmp_path / "early" / "report.html").read_text(encoding="utf-8")
     nni_home.wait(port)
 
     jobs = nni_home.get(port, "trial-jobs")
@@ -40,7 +49,6 @@ def test_experiment_runs_to_done_and_its_results_are_in_nni(
         assert recipe["finetune"]["learning_rate"] == shown["finetune.learning_rate"]
 
     # the dense model was trained once, by one of the trials
-    root = tmp_path / "experiments" / experiment
     assert len(list((root / "dense").glob("*/weights.safetensors"))) == 1
     logs = [(Path(job["logPath"]) / "trial.log").read_text(encoding="utf-8") for job in jobs]
     assert sum("dense epoch 2/2" in log for log in logs) == 1
@@ -59,6 +67,18 @@ def test_experiment_runs_to_done_and_its_results_are_in_nni(
         *("report.html", "report.md", "report.json", "pareto.png", "plots", "best")
     }
     assert (output / "best" / "compact.safetensors").is_file()
+    assert [len(one["curve"]) for one in answer["candidates"]] == [2] * 4
+    assert answer["layers"][0]["kept"] < answer["layers"][0]["size"]
+    assert answer["tested"] == [answer["chosen"]]
+
+    # the same from a folder that was moved, in which NNI's paths lead nowhere
+    moved = tmp_path / "moved"
+    root.rename(moved)
+    again = json.loads(nni_home.run("nni-plugins", "report", str(moved), "--output", str(output), "--json").stdout)
+    assert again["notes"] == []
+    for name in ("chosen", "layers", "environment", "tested", "state"):
+        assert again[name] == answer[name]
+    assert again["compact"]["test"] == answer["compact"]["test"]
 
 
 def test_trials_that_start_together_keep_their_own_parameters(
