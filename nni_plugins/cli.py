@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,7 @@ def commands(debug: bool) -> None:
     """Find a compact model with NNI, and prove that it equals the masked one."""
     if debug:
         os.environ[DEBUG] = "1"  # for the processes that this one starts, too
+        warnings.simplefilter("default")
 
 
 @commands.command(

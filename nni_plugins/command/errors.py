@@ -20,6 +20,7 @@ import os
 import sys
 import tempfile
 import traceback
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -81,11 +82,14 @@ class OneLineGroup(click.Group):
         """Run; see :meth:`click.Command.main`."""
         if not standalone_mode:
             return super().main(args, prog_name, complete_var, False, **extra)
+        if not sys.warnoptions:  # of libraries, about what the user did not write; --debug and python -W show them
+            warnings.simplefilter("ignore")
         try:
             code = super().main(args, prog_name, complete_var, False, **extra)
             sys.stdout.flush()
         except BaseException as error:
-            sys.exit(exit_code_of(error))
+            code = exit_code_of(error)
+            _let_go_of_stdout()
         sys.exit(code if isinstance(code, int) else OK)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -116,7 +120,6 @@ def exit_code_of(error: BaseException) -> int:
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else FAILED if error.code else OK
     if isinstance(error, OSError) and error.errno == errno.EPIPE:  # the reader of a pipe, such as head, has enough
-        _mute_stdout()
         return FAILED
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         click.echo(error.format_message(), err=True)
@@ -184,7 +187,10 @@ def _defect(error: BaseException) -> str:
     return f"nni-plugins: a defect of nni-plugins ({what}); {where} (`nni-plugins --debug ...` shows the traceback)"
 
 
-def _mute_stdout() -> None:
-    """Let the interpreter's last flush find no broken pipe."""
-    with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _let_go_of_stdout() -> None:
+    """Let the interpreter's last flush find no broken pipe and no full disk."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -34,7 +34,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("USERPROFILE", str(tmp_path / "home"))
-    monkeypatch.setenv("NNI_CONFIG_DIR", str(tmp_path / "home" / "nni"))
+    monkeypatch.setenv("NNI_CONFIG_DIR", str(tmp_path.parent / "nni"))
     monkeypatch.setenv("MPLCONFIGDIR", str(tmp_path.parent))
     monkeypatch.setenv("COLUMNS", "80")  # a line is not broken for it
     monkeypatch.setattr("nni_plugins.experiment.session.followed", started)

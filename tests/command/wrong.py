@@ -214,6 +214,13 @@ ARGUMENTS = [
     usage("bench net.py:net --input 1x1x8x8 --seconds soon", "--seconds"),
     usage("bench net.py:net --input 1x1x8x8 --seconds -1", "--seconds"),
     usage("bench net.py:net --input 1x1x8x8 --seconds nan", "--seconds"),
+    usage("new mine", "--model"),
+    usage("new mine --model net.py:net --macs 1.5", "--macs", "1.5"),
+    usage("new mine --model net.py:net --macs nan", "--macs", "nan"),
+    usage("new mine --model net.py:net --tuner Oracle", "--tuner", "TPE"),
+    usage("completion csh", "csh", "bash"),
+    usage("compare a", "missing argument 'B'"),
+    usage("run e --listen everywhere", "--listen", "127.0.0.1"),
     usage("export net.py:net --input 1x1x8x8 --format tflite", "--format", "onnx"),
 ]
 
@@ -385,6 +392,13 @@ CONFIGS = [
     Case("status: broken list", "status", ("experiment",), {"home/nni-experiments/.experiment": '{"ab'}),
     Case("status: database is cut", "status e", ("e",), {"e/db/nni.sqlite": b"SQLite format 3\x00 and no more"}),
     Case("status: database is empty", "status e", ("e",), {"e/db/nni.sqlite": b""}),
+    Case("run: nothing", "run", ("no experiment", "--resume")),
+    Case("run: resume of an unknown id", "run --resume abc", ("abc: no such experiment",)),
+    Case("report: an archive that is none", "report e.zip", ("e.zip",), {"e.zip": b"no archive"}),
+    Case("report: an archive of something else", "report e.tar.gz", ("e.tar.gz",), {"e.tar.gz": b""}),
+    Case("compare: unknown ids", "compare abc abd", ("abc",)),
+    Case("compare: a folder without a report", "compare a b", ("a",), {"a": None, "b": None}),
+    Case("compare: a broken report", "compare a b", ("report.json",), {"a/report.json": "{", "b/report.json": "[]"}),
     Case("report: unknown id", "report abc", ("abc: no such experiment",)),
     Case("report: not an experiment", "report folder", ("folder: no such experiment",), {"folder": None}),
     Case("report: a file", "report r.yml", ("r.yml: no such experiment",), {"r.yml": TINY}),
@@ -452,6 +466,14 @@ MODELS = [
     model("export folder", "folder: no compression is here", folder=None),
     model("export net.py:net --input 1x3x8x8", "net.py:net", "the model fails on 1x3x8x8"),
     model("export net.py:net --input 1x1x8x8 --output file", "file", file="x"),
+    model("new mine --model net.py:net --data images", "--data images", "no such folder"),
+    model("new mine --model net.py:net", "mine exists already", mine="x"),
+    model("new mine --model net.py:raises", "net:raises", "KeyError"),
+    model("new mine --model net.py:Pair", "net.py:Pair", "the model fails on the data's 1x1x8x8"),
+    model("new m/../.hidden --model net.py:net", ".hidden", "letters"),
+    model("bench done", "done", "compact.safetensors", **{"done/recipe.yml": TINY, "done/compact.safetensors": b"cut"}),
+    model("bench done", "recipe.yml", "prune.sparsty", **{"done/recipe.yml": {"prune": {"sparsty": 1}}, "done/compact.safetensors": b""}),
+    model("export done", "done", "compact.safetensors", **{"done/recipe.yml": TINY, "done/compact.safetensors": b""}),
 ]
 # fmt: on
 
