@@ -18,7 +18,7 @@ from nni_plugins.experiment.trials import Trial, ranked
 from nni_plugins.report.environment import ENVIRONMENT, environment
 from nni_plugins.report.findings import Candidate, Findings, Layer, ModelFigures
 
-PLAN, RECIPE = "plan.json", "recipe.yml"
+PLAN, RECIPE, MASKS = "plan.json", "recipe.yml", "masks.safetensors"
 COSTS = ("macs", "params", "latency_ms")
 BOUNDS = ("macs", "params", "bytes", "latency_ms")
 KNOWN_FIGURES = frozenset(
@@ -80,7 +80,7 @@ def gather(known: Known, trials: Sequence[Trial], curves: Mapping[str, Any], run
         state="running" if running else "stopped" if stopped else "finished",
         trials_wanted=wanted if isinstance(wanted, int) else None,
         maximize=search["maximize"],
-        layers=[Layer(*row) for row in plan[0]],
+        layers=plan[0],
         blocks=plan[1],
         search=search,
     )
@@ -206,17 +206,40 @@ def compact_figures(metrics: Mapping[str, Any], test: float | None) -> ModelFigu
     )
 
 
-def plan_of(folder: Path | None) -> tuple[list[tuple[str, int, int]], list[str]]:
-    """Name, size and kept units of each channel group in a trial's ``plan.json``; and the blocks that were removed."""
+def plan_of(folder: Path | None) -> tuple[list[Layer], list[str]]:
+    """What a trial kept of each channel group, by its ``plan.json``, and the blocks that it removed.
+
+    Where no unit went, what its masks kept of the weights of each layer.
+    """
     plan = (read_json(folder / PLAN) if folder is not None else None) or {}
     groups, report = plan.get("groups"), plan.get("report")
     rows = [
-        (str(name), item["size"], len(item["kept"]))
+        Layer(str(name), item["size"], len(item["kept"]))
         for name, item in (groups.items() if isinstance(groups, dict) else ())
         if isinstance(item, dict) and isinstance(item.get("size"), int) and isinstance(item.get("kept"), list)
     ]
     blocks = report.get("removed_blocks") if isinstance(report, dict) else None
-    return rows, [str(name) for name in blocks] if isinstance(blocks, list) else []
+    removed = [str(name) for name in blocks] if isinstance(blocks, list) else []
+    if folder is not None and not removed and all(layer.kept == layer.size for layer in rows):
+        rows = weights_of(folder / MASKS) or rows
+    return rows, removed
+
+
+def weights_of(path: Path) -> list[Layer]:
+    """What masks keep of the weights of each layer; nothing where there are none, or none is zero."""
+    from safetensors import SafetensorError, safe_open
+
+    layers = []
+    try:
+        with safe_open(path, framework="numpy") as file:
+            for name in file.keys():  # noqa: SIM118 - no mapping
+                module, _, what = name.rpartition(".")
+                mask = file.get_tensor(name)
+                if what == "weight" and mask.ndim > 1:
+                    layers.append(Layer(module, int(mask.size), int((mask != 0).sum()), "weights"))
+    except (OSError, SafetensorError):
+        return []
+    return layers if any(layer.kept < layer.size for layer in layers) else []
 
 
 def limits_of(recipe: str) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from nni_plugins.experiment.gather import candidate, compact_figures, plan_of
 from nni_plugins.experiment.trials import Trial
 from nni_plugins.experiment.write import write
 from nni_plugins.report.environment import environment
-from nni_plugins.report.findings import Findings, Layer
+from nni_plugins.report.findings import Findings
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -110,7 +110,7 @@ def compress_recipe(
         stages=stages(dense, metrics),
         ablation=ablation,
         state="single",
-        layers=[Layer(*row) for row in groups],
+        layers=groups,
         blocks=blocks,
     )
     return findings, write(findings, output, folder)

@@ -95,7 +95,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Layer:
-    """One channel group of the chosen model.
+    """One channel group of the chosen model, or one layer whose single weights were pruned.
 
     Attributes
     ----------
@@ -103,11 +103,14 @@ class Layer:
         Of the group: the first module that makes its channels.
     size, kept
         Units of the dense model, and those that are left.
+    kind
+        ``units``, or ``weights`` of a layer of which single weights are zero.
     """
 
     name: str
     size: int
     kept: int
+    kind: str = "units"
 
 
 @dataclass(frozen=True)

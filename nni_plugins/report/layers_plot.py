@@ -14,6 +14,11 @@ WIDE_RANGE = 20
 """Where the widest layer has so many times the units of the narrowest, bars are shares."""
 
 
+def kind_of(layers: Sequence[Layer]) -> str:
+    """What the bars count: ``units`` or ``weights``."""
+    return layers[0].kind if layers else "units"
+
+
 def shown_layers(layers: Sequence[Layer]) -> list[Layer]:
     """Those that are drawn, in the model's order."""
     if len(layers) <= MOST:
@@ -42,7 +47,8 @@ def draw_layers(layers: Sequence[Layer]) -> Any:
     shown = shown_layers(layers)
     names = unlike([layer.name for layer in shown])
     sizes = [max(layer.size, 1) for layer in shown]
-    shares = max(sizes) > WIDE_RANGE * min(sizes)
+    weights = kind_of(layers) == "weights"
+    shares = weights or max(sizes) > WIDE_RANGE * min(sizes)
     dense = [100.0 if shares else float(size) for size in sizes]
     kept = [whole * layer.kept / size for whole, layer, size in zip(dense, shown, sizes, strict=True)]
     row = 0.21 if len(shown) <= 30 else 0.165
@@ -53,14 +59,15 @@ def draw_layers(layers: Sequence[Layer]) -> Any:
         axes.barh(places, kept, height=0.74, color=BLUE, linewidth=0, label="kept")
         small = 7.5 if len(shown) <= 30 else 6
         for place, whole, layer in zip(places, dense, shown, strict=True):
-            text = f"{layer.kept}/{layer.size}"
+            text = f"{100 * layer.kept / max(layer.size, 1):.3g}%" if weights else f"{layer.kept}/{layer.size}"
             axes.annotate(
                 text, (whole, place), (3, 0), textcoords="offset points", va="center", fontsize=small, color=INK
             )  # fmt: skip
         axes.set_yticks(places, names, fontsize=small)
         axes.set_ylim(len(shown) - 0.4, -0.6)
         axes.set_xlim(0, 1.13 * max(dense))
-        axes.set_xlabel("units kept (% of the dense layer's)" if shares else "units (channels, heads …) of the layer")
+        what = "weights" if weights else "units"
+        axes.set_xlabel(f"{what} kept (% of the dense layer's)" if shares else "units (channels, heads …) of the layer")
         bare(axes, "x")
         axes.spines["left"].set_visible(False)
         axes.tick_params(axis="y", length=0)

@@ -10,7 +10,7 @@ from nni_plugins.report.curves_plot import draw_curves, draw_progress, has_curve
 from nni_plugins.report.figures import save_figure
 from nni_plugins.report.findings import Findings
 from nni_plugins.report.importance_plot import draw_importance, words_of
-from nni_plugins.report.layers_plot import draw_layers
+from nni_plugins.report.layers_plot import draw_layers, kind_of
 from nni_plugins.report.pareto import costs_of, draw_pareto
 from nni_plugins.report.table import amount
 
@@ -22,12 +22,11 @@ def draw_all(findings: Findings) -> dict[str, tuple[Any, str]]:
     """
     found: dict[str, tuple[Any, str]] = {}
     if sum(one.metric is not None for one in findings.candidates):
-        for cost in costs_of(findings):
+        for cost in costs_of(findings)[: 1 if findings.state == "single" else None]:
             found[f"pareto-{cost.name}"] = draw_pareto(findings, cost, title=False), _pareto_words(findings, cost.name)
     if findings.layers:
-        words = (
-            f"Units kept in each of {len(findings.layers)} channel groups of the chosen model, and of the dense one."
-        )
+        what, where = ("Weights", "layers") if kind_of(findings.layers) == "weights" else ("Units", "channel groups")
+        words = f"{what} kept in each of {len(findings.layers)} {where} of the chosen model, and of the dense one."
         found["layers"] = draw_layers(findings.layers), words
     if sum(one.default is not None for one in findings.candidates) > 1:
         found["progress"] = draw_progress(findings), "The result of each trial in the order of their start."
@@ -42,6 +41,8 @@ def draw_all(findings: Findings) -> dict[str, tuple[Any, str]]:
 
 def _pareto_words(findings: Findings, cost: str) -> str:
     against = {"macs": "MACs", "latency_ms": "latency", "file_bytes": "size of the file", "params": "parameters"}[cost]
+    if findings.state == "single":
+        return f"Validation {findings.metric} against {against}: the dense and the compact model."
     text = f"Validation {findings.metric} against {against}: all trials, the Pareto front, and the chosen one."
     if findings.dense is not None and findings.dense.validation is not None:
         text += " Dotted: the dense model" + (f" ({amount(findings.dense.macs)} MACs)." if cost == "macs" else ".")

@@ -11,6 +11,7 @@ from nni_plugins.report.findings import Candidate, Findings, Importance
 from nni_plugins.report.importance import flat
 from nni_plugins.report.importance_plot import words_of
 from nni_plugins.report.layers_plot import MOST as MOST_LAYERS
+from nni_plugins.report.layers_plot import kind_of
 from nni_plugins.report.table import amount, named, quality, size
 
 Rows = tuple[list[str], list[list[str]]]
@@ -55,7 +56,8 @@ NO_MODEL = {
 
 
 def _seen(findings: Findings, tested: bool) -> str:
-    saw = "Fine-tuning" if findings.state == "single" else "The search"
+    if findings.state == "single" and tested:
+        return "The test split was read once, at the end, for these two models."
     if findings.state == "running":
         return "The figures are of validation; the test split is read at the end."
     if not tested:
@@ -64,10 +66,10 @@ def _seen(findings: Findings, tested: bool) -> str:
         return "There is no test split; the figures are of validation, which the search saw."
     if len(findings.tested) > 1:
         return (
-            f"{saw} saw validation only; the test split was read {len(findings.tested)} times, "
+            f"The search saw validation only; the test split was read {len(findings.tested)} times, "
             f"as other trials became the best ({', '.join(findings.tested)})."
         )
-    return f"{saw} saw validation only; the test split was read once, at the end, for these two models."
+    return "The search saw validation only; the test split was read once, at the end, for these two models."
 
 
 def counts(findings: Findings) -> str:
@@ -130,6 +132,10 @@ def layers_line(findings: Findings) -> str:
         return ""
     whole, kept = sum(layer.size for layer in layers), sum(layer.kept for layer in layers)
     text = f"{kept:,} of {whole:,} units in {len(layers)} channel groups are kept"
+    if kind_of(layers) == "weights":
+        text = (
+            f"No channel is removed; {kept:,} of {whole:,} weights in {len(layers)} layers are kept, the rest is zero"
+        )
     least = min(layers, key=lambda layer: layer.kept / max(layer.size, 1))
     if least.kept < least.size:
         text += f"; {shortened(least.name, LONGEST)} keeps the least, {100 * least.kept / least.size:.0f}%"
@@ -203,7 +209,9 @@ def cards(findings: Findings) -> list[tuple[str, str, str]]:
         found.append(("file", f"{100 * compact.file_bytes / dense.file_bytes:.0f}%", sizes))
     if findings.relative_error is not None:
         verdict = "equals the masked model" if findings.relative_error <= findings.tolerance else "DIFFERS"
-        found.append(("largest difference", f"{findings.relative_error:.0e}", verdict))
+        found.append(
+            ("largest difference", f"{findings.relative_error:.0e}" if findings.relative_error else "0", verdict)
+        )
     return found
 
 

@@ -142,5 +142,7 @@ def share(before: float, after: float) -> str:
     """What is left, and how many times less (or more) that is."""
     if not before or not after:
         return ""
+    if before == after:
+        return "the same"
     times = f"{before / after:.2f}x less" if after <= before else f"{after / before:.2f}x more"
     return f"{100 * after / before:.0f}% ({times})"

@@ -9,6 +9,7 @@ import pytest
 
 from nni_plugins.experiment.errors import ExperimentError
 from nni_plugins.experiment.finish import finish, look
+from nni_plugins.experiment.gather import plan_of
 from nni_plugins.experiment.manifest import moved
 from nni_plugins.report import figures
 from nni_plugins.report.findings import Findings
@@ -113,3 +114,19 @@ def test_when_all_failed_there_is_a_page_with_the_reasons_and_an_error(tmp_path:
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "&lt;b&gt;b broke" in page
     assert "No trial has a result" in page
+
+
+def test_where_no_unit_went_the_weights_that_masks_keep_are_told(tmp_path: Path) -> None:
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    mask = np.ones((4, 5), dtype=bool)
+    mask[:2] = False
+    save_file({"a.b.weight": mask, "a.b.bias": np.zeros(4, dtype=bool)}, tmp_path / "masks.safetensors")
+    (tmp_path / "plan.json").write_text('{"groups": {"a": {"size": 2, "kept": [0, 1]}}}', encoding="utf-8")
+    layers, blocks = plan_of(tmp_path)
+    assert [(layer.name, layer.size, layer.kept, layer.kind) for layer in layers] == [("a.b", 20, 10, "weights")]
+    assert blocks == []
+    (tmp_path / "plan.json").write_text('{"groups": {"a": {"size": 2, "kept": [0]}}}', encoding="utf-8")
+    assert [(layer.name, layer.kind) for layer in plan_of(tmp_path)[0]] == [("a", "units")]
+    assert plan_of(tmp_path / "nowhere") == ([], [])

@@ -36,7 +36,7 @@ def test_models_side_by_side(make_findings: Make) -> None:
     rows = {row[0]: row[1:] for row in found.rows}
     assert found.header == ["", "first", "second", "second against first"]
     assert rows["test accuracy"] == ["98.06%", "98.06%", "+0.00 points"]
-    assert rows["parameters"] == ["90 k", "90 k", "100% (1.00x less)"]
+    assert rows["parameters"] == ["90 k", "90 k", "the same"]
     assert rows["trials"] == ["21, 1 failed", "13, 1 failed", ""]
     assert rows["bounds"] == ["macs 0.5", "macs 0.5", ""]
     assert found.warnings == []
