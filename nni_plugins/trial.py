@@ -1,6 +1,9 @@
 """The process that NNI starts for one trial: the recipe with the tuner's values in it, made into a compact model.
 
     python -m nni_plugins.trial recipe.yml
+    python -m torch.distributed.run --standalone --nproc_per_node 2 -m nni_plugins.trial recipe.yml
+
+The second trains in two processes, each on its part of every batch; the first of them speaks to NNI.
 
 The names in a search space are fields of the recipe by dotted path (``prune.sparsity``, ``finetune.learning_rate``), so
 that a trial is ``recipe.with_values(nni.get_next_parameter())``. What it makes stays in its output folder, see
@@ -11,7 +14,9 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,9 +37,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def work(output: Path, parameters: dict[str, Any]) -> None:
         import nni
 
-        parameters.update(nni.get_next_parameter() or {})
-        logger.info("parameters: %s", parameters)
-        nni.report_final_result(run(options.recipe, parameters, output, nni.report_intermediate_result))
+        from nni_plugins.training.processes import from_first, joined
+
+        with joined() as rank:
+            if rank == 0:
+                parameters.update(nni.get_next_parameter() or {})
+            parameters.update(from_first(parameters))
+            logger.info("parameters: %s", parameters)
+            metrics = run(options.recipe, parameters, output, nni.report_intermediate_result if rank == 0 else None)
+            if rank == 0:
+                nni.report_final_result(metrics)
 
     return as_trial(work)
 
@@ -56,6 +68,10 @@ def as_trial(work: Callable[[Path, dict[str, Any]], None]) -> int:
     output = trial_output()
     parameters: dict[str, Any] = {}
     try:
+        if os.environ.get("RANK", "0") != "0":  # a further process of the trial, as torchrun starts them
+            with tempfile.TemporaryDirectory(prefix="nni-plugins-") as scratch:
+                work(Path(scratch), parameters)
+            return 0
         with only_writer(output):
             (output / FAILURE).unlink(missing_ok=True)
             save_environment(output)

@@ -27,12 +27,23 @@ def die_with_manager(poll_seconds: float = 1.0) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     if sys.platform == "win32":
         return
+    import psutil
+
+    above = psutil.Process().parents()  # a shell and torchrun may stand between
+    manager = next((one for one in above if "node" in one.name().lower()), above[0] if above else None)
     parent = os.getppid()
 
+    def gone() -> bool:
+        try:
+            alive = manager is not None and manager.is_running() and manager.status() != psutil.STATUS_ZOMBIE
+        except psutil.Error:
+            alive = False
+        return os.getppid() != parent or not alive
+
     def watch() -> None:
-        while os.getppid() == parent:
+        while not gone():
             time.sleep(poll_seconds)
-        print("NNI's manager is gone; this trial ends, and starts again with `nnictl resume`", file=sys.stderr)
+        print("NNI's manager is gone; this trial ends, and starts again on resume", file=sys.stderr)
         os._exit(1)
 
     threading.Thread(target=watch, name="manager-watch", daemon=True).start()

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from nni_plugins.training.checkpoint import seed_everything, write_whole
@@ -20,6 +21,7 @@ from nni_plugins.training.errors import CompressionError
 from nni_plugins.training.loop import Loop
 from nni_plugins.training.measure import latency_ms
 from nni_plugins.training.models import build_model
+from nni_plugins.training.processes import from_first, rank, together
 from nni_plugins.training.recipe import Recipe
 from nni_plugins.training.weights import load_weights, save_weights
 
@@ -82,8 +84,10 @@ def prepare_dense(recipe: Recipe, folder: str | Path, log: Callable[[str], Any] 
 
     if recipe.prune.pruner != NONE:
         check_prune(recipe)  # what it says wrongly need not wait for the training
-    home = Path(folder) / recipe.dense_key()
+    home = from_first(Path(folder)) / recipe.dense_key()
     home.mkdir(parents=True, exist_ok=True)
+    if together():
+        return _make_together(recipe, home, log)
     found = read_dense(home)
     if found is not None:
         return found
@@ -103,6 +107,30 @@ def prepare_dense(recipe: Recipe, folder: str | Path, log: Callable[[str], Any] 
         raise
     finally:
         lock.release()
+
+
+def _make_together(recipe: Recipe, home: Path, log: Callable[[str], Any]) -> DenseBaseline:
+    """Train it in all processes of a group; the first one alone writes it."""
+    import tempfile
+
+    from filelock import FileLock
+
+    lock = FileLock(str(home.with_suffix(".lock")))
+    if rank() == 0:
+        lock.acquire()
+    try:
+        if from_first(read_dense(home) is not None):
+            found = read_dense(home)
+            assert found is not None
+            return found
+        with tempfile.TemporaryDirectory() as scratch:
+            made = _make(recipe, home if rank() == 0 else Path(scratch), log)
+            made = from_first(made)  # its latency is what the first one measured
+            torch.distributed.barrier()
+            return made
+    finally:
+        if rank() == 0:
+            lock.release()
 
 
 def read_dense(home: Path) -> DenseBaseline | None:

@@ -16,6 +16,7 @@ from nni_plugins.training.checkpoint import load_checkpoint, save_checkpoint
 from nni_plugins.training.data import Data
 from nni_plugins.training.errors import CompressionError, RecipeError, first_line, where
 from nni_plugins.training.loaders import apply, map_tensors, split_batch
+from nni_plugins.training.processes import agree_on_buffers, begin_alike, from_first, part_of, rank, sum_gradients
 from nni_plugins.training.recipe import Recipe
 from nni_plugins.training.schedule import factor
 from nni_plugins.training.tasks import build_loss, build_metric, build_optimizer
@@ -154,9 +155,11 @@ class Loop:
         total = min(limits)
         peaks = [group["lr"] for group in optimizer.param_groups]
         epoch, step, last, before = 0, 0, None, self.passes
-        if checkpoint is not None and checkpoint.exists():
+        checkpoint = from_first(checkpoint)
+        if checkpoint is not None and from_first(checkpoint.exists()):
             epoch, last = load_checkpoint(checkpoint, model, optimizer, self.scaler, self.data.train)
             step = epoch * per_epoch
+        begin_alike(model)
         with guarded(model) if self.settings.channels_last else nullcontext():
             while step < total:
                 model.train()
@@ -176,12 +179,13 @@ class Loop:
                     if step >= total:
                         break
                 epoch += 1
+                agree_on_buffers(model)
                 if on_epoch is not None:
                     last = self.evaluate(model)
                     if not math.isfinite(last):
                         raise CompressionError(f"{self.stage}: {self.metric.name} is {last} after epoch {epoch}")
                     on_epoch(epoch, last)
-                if checkpoint is not None:
+                if checkpoint is not None and rank() == 0:
                     for group, peak in zip(optimizer.param_groups, peaks, strict=False):
                         group["lr"] = peak
                     save_checkpoint(checkpoint, model, optimizer, self.scaler, self.data.train, epoch, last)
@@ -191,9 +195,11 @@ class Loop:
 
     def _update(self, model: nn.Module, optimizer: torch.optim.Optimizer, step_function: Any, batch: Any) -> Tensor:
         optimizer.zero_grad()
+        batch, share = part_of(batch)
         out = step_function(batch, model)
         loss = out if isinstance(out, Tensor) else out["loss"] if isinstance(out, dict) else out[0]
         self.scaler.scale(loss).backward()
+        sum_gradients(model, share)
         if self.settings.clip_norm is not None:
             self.scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(model.parameters(), self.settings.clip_norm)

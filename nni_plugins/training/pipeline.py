@@ -26,6 +26,7 @@ from nni_plugins.training.export import FILES, INT8
 from nni_plugins.training.loop import Loop
 from nni_plugins.training.measure import latency_ms
 from nni_plugins.training.objective import excess, objective
+from nni_plugins.training.processes import from_first
 from nni_plugins.training.prune import Masks, Pruned, apply_masks, mask_pairs, masks_left, prune
 from nni_plugins.training.rank import rank
 from nni_plugins.training.recalibrate import recalibrate
@@ -173,7 +174,19 @@ def _prune(run: _Run) -> None:
         pruned = prune(recipe, run.model, run.loop, graph)
     run.masks, run.plan = pruned.masks, pruned.plan
     save_masks(pruned.masks, run.output / MASKS)
-    run.quick = recipe.search.mode == "quick" or _breaks_bounds(run, run.model, pruned)
+    if from_first(_digest(run.masks)) != _digest(run.masks):
+        raise CompressionError("prune: the processes of this trial chose different masks; please report this recipe")
+    run.quick = recipe.search.mode == "quick" or from_first(_breaks_bounds(run, run.model, pruned))
+
+
+def _digest(masks: Masks) -> str:
+    """A digest of masks, to compare those of several processes."""
+    total = hashlib.sha256()
+    for name in sorted(masks):
+        for target in sorted(masks[name]):
+            total.update(f"{name}.{target}".encode())
+            total.update(masks[name][target].detach().cpu().bool().numpy().tobytes())
+    return total.hexdigest()
 
 
 def _finetune(run: _Run) -> None:
