@@ -104,7 +104,8 @@ def new(name: Path, as_json: bool, changes: tuple[str, ...], arguments: tuple[st
     from nni_plugins.experiment.scaffold import Wanted, scaffold
 
     values = dict(parse_change(argument, "--argument") for argument in arguments)
-    made = scaffold(Wanted(name, arguments=values, changes=dict(map(parse_change, changes)), **options))
+    with show.only_results():
+        made = scaffold(Wanted(name, arguments=values, changes=dict(map(parse_change, changes)), **options))
     show.show_scaffold(made, as_json)
 
 
@@ -164,9 +165,10 @@ def run(
     if experiments_folder is not None:
         check_writable(experiments_folder, "--experiments-folder")
     console = show.progress(progress, default=True)
-    findings, written = run_experiment(
-        experiment, port, console, experiments_folder, output, trials, concurrency, resume, listen
-    )
+    with show.only_results():
+        findings, written = run_experiment(
+            experiment, port, console, experiments_folder, output, trials, concurrency, resume, listen
+        )
     show.show_findings(findings, written, as_json)
 
 
@@ -204,7 +206,8 @@ def report(
 
     check_writable(output or Path("outputs"), "--output")
     console = show.progress(progress)
-    findings, written = report_on(experiment, experiments_folder, output, console.print, not no_test)
+    with show.only_results():
+        findings, written = report_on(experiment, experiments_folder, output, console.print, not no_test)
     show.show_findings(findings, written, as_json)
 
 
@@ -231,7 +234,8 @@ def compare(first: str, second: str, experiments_folder: Path | None, output: Pa
     from nni_plugins.experiment.reports import compare_two
 
     check_writable(output or Path("outputs"), "--output")
-    comparison, written = compare_two(first, second, experiments_folder, output)
+    with show.only_results():
+        comparison, written = compare_two(first, second, experiments_folder, output)
     show.show_comparison(comparison, written, as_json)
 
 
@@ -285,7 +289,11 @@ def compress(recipe: Path, output: Path | None, changes: tuple[str, ...], progre
     values = dict(map(parse_change, changes))
     output = output or Path("outputs") / f"compress-{recipe.resolve().parent.name}"
     check_writable(output, "--output")
-    with undone_if_empty(output / "best", output.parent / "dense"), Epochs(show.progress(progress)) as console:
+    with (
+        undone_if_empty(output / "best", output.parent / "dense"),
+        Epochs(show.progress(progress)) as console,
+        show.only_results(),
+    ):
         findings, written = compress_recipe(recipe, output, values, console)
     show.show_findings(findings, written, as_json)
 
@@ -425,17 +433,27 @@ def export(**options: Any) -> None:
 
 
 @commands.command(
-    short_help="Check this installation.", examples=["nni-plugins doctor", "nni-plugins doctor --port 8090 --json"]
+    short_help="Check this installation.",
+    examples=["nni-plugins doctor", "nni-plugins doctor --port 8090 --json", "nni-plugins doctor --register"],
 )
 @port_option
 @experiments_folder
+@option("--register", is_flag=True, help="Register our tuners with NNI first, so that nnictl knows them by name.")
 @as_json
-def doctor(port: int, experiments_folder: Path | None, as_json: bool) -> None:
-    """Check that NNI can work here, and say how to mend what cannot."""
-    from nni_plugins.command.show import show_checks
-    from nni_plugins.compat.doctor import run_checks
+def doctor(port: int, experiments_folder: Path | None, register: bool, as_json: bool) -> None:
+    """Check that NNI can work here, and say how to mend what cannot.
 
-    findings = run_checks(experiments_folder, port)
+    Python, torch, NNI and its node, our patches and tuners, disk and port, and whether a server is open to others.
+    Exit code 1 where something that is needed does not work.
+    """
+    from nni_plugins.command.checks import all_checks
+    from nni_plugins.command.show import show_checks
+
+    if register:
+        from nni_plugins.search.registration import register_all
+
+        register_all()
+    findings = all_checks(experiments_folder, port)
     show_checks(findings, as_json)
     if not all(finding.ok for finding in findings):
         sys.exit(FAILED)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +38,13 @@ def progress(wanted: bool | None, default: bool | None = None) -> Console:
     shown = wanted if wanted is not None else console.is_terminal if default is None else default
     console.quiet = not shown
     return console
+
+
+@contextlib.contextmanager
+def only_results() -> Iterator[None]:
+    """What the user's own code prints meanwhile goes to standard error, not between the results."""
+    with contextlib.redirect_stdout(sys.stderr):
+        yield
 
 
 def as_document(value: Any) -> None:

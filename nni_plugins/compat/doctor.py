@@ -223,11 +223,12 @@ def check_write(setting: Setting) -> Finding:
 
 
 def check_openness(setting: Setting) -> Finding:
-    """Say that NNI's REST server is open to whoever reaches the machine."""
+    """Say that NNI's REST server is open to whoever reaches the machine, unless ``nni-plugins run`` starts it."""
     return Finding(
         "rest server",
         True,
-        f"NNI's server listens on every address, with no password, and can start any command (port {setting.port})",
+        "a bare nnictl listens on every address, with no password, and can start any command; "
+        "nni-plugins run listens on 127.0.0.1",
         "keep the port behind a firewall; reach it from elsewhere with "
         f"ssh -L {setting.port}:127.0.0.1:{setting.port} this-machine",
         warning=True,

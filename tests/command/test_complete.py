@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -108,18 +108,12 @@ def test_it_is_quick_and_imports_nothing_heavy(place: Path) -> None:
     environment = {**os.environ, "_NNI_PLUGINS_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": "4"}
     seconds = []
     for _ in range(3):
-        start = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         answer = subprocess.run(
             [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60
         )
-        seconds.append(time.perf_counter() - start)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert "magnitude" in answer.stdout
     assert "heavy set()" in answer.stderr
-    bare = min(_seconds([sys.executable, "-c", "import click, yaml"]) for _ in range(3))
-    assert min(seconds) < 0.3 + bare  # a busy machine is slow at starting Python, too
-
-
-def _seconds(command: list[str]) -> float:
-    start = time.perf_counter()
-    subprocess.run(command, check=True, timeout=60)
-    return time.perf_counter() - start
+    assert min(seconds) < 0.3  # of the processor: what else runs here does not count
