@@ -54,9 +54,7 @@ def plain_name(operator: str) -> str:
 COPIES = frozenset(
     ["aten.clone", "aten.contiguous", "aten.detach", "aten.alias", "aten.lift_fresh", "aten.as_strided_"]
 )
-#: What is put into them, the operators that do so tell.
-_UNFILLED = frozenset(["aten.empty", "aten.empty_like", "aten.empty_strided", "aten.new_empty"])
-_PASSED_OVER = COPIES | _ORDERS | _UNFILLED
+_PASSED_OVER = COPIES | _ORDERS
 
 #: Torch's own, which say by a tag whether the size of a result depends on values; others (a detector's) may not.
 _OWN_OPERATORS = frozenset(["aten", "prims", "prim"])

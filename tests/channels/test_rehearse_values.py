@@ -85,8 +85,11 @@ class Found(nn.Module):
         return self.head(F.relu(self.norm(self.hidden(found))).mean((2, 3)))
 
 
-def test_nothing_found_is_normed_at_any_width():
-    assert prunable(ChannelGraph.watch(Found(), torch.randn(4, 3, 4, 4))) == ["hidden"]
+def test_a_norm_of_nothing_keeps_its_width():
+    """Its running statistics are not read in such a run, so they are not known to follow."""
+    graph = ChannelGraph.watch(Found(), torch.randn(4, 3, 4, 4))
+    assert prunable(graph) == []
+    assert any("aten.empty" in group.reason for group in graph.groups)
 
 
 class Stubborn(nn.Module):
