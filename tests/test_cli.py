@@ -12,7 +12,10 @@ from click.testing import CliRunner
 
 from nni_plugins.cli import commands, parse_change
 
-COMMANDS = ("run", "status", "report", "compress", "inspect", "doctor")
+COMMANDS = (
+    *("new", "run", "status", "report", "compare"),
+    *("inspect", "space", "compress", "bench", "export", "doctor"),
+)
 
 
 def invoke(*arguments: str) -> tuple[int, str, str]:
