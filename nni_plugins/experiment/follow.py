@@ -103,7 +103,7 @@ class LiveDisplay:
     """A bar that stays in place, with the counts and the best trial so far."""
 
     def __init__(self, console: Console, wanted: int | None) -> None:
-        columns = (TextColumn("trials"), BarColumn(bar_width=30), TaskProgressColumn(), TimeElapsedColumn())
+        columns = (TextColumn("trials"), BarColumn(bar_width=16), TaskProgressColumn(), TimeElapsedColumn())
         words = TextColumn("{task.fields[left]}"), TextColumn("{task.fields[text]}", markup=False)
         self._progress = Progress(*columns, *words, console=console, transient=False)
         self._wanted = wanted
@@ -121,7 +121,7 @@ class LiveDisplay:
         self._lines(trials)
         done = sum(trial.status in ENDED for trial in trials)
         left = time_left(trials, self._wanted)
-        words = "" if left is None else f"{clock(left)} left"
+        words = "" if left is None or done == self._wanted else f"{clock(left)} left"
         self._progress.update(self._task, completed=done, text=summary(trials), left=words, refresh=True)
 
 
@@ -209,5 +209,5 @@ def summary(trials: list[Trial]) -> str:
     words = [f"{count} {status.lower().replace('_', ' ')}" for status, count in sorted(counts.items())]
     values = [trial.default for trial in trials if trial.default is not None]
     if values:
-        words.append(f"best {max(values):.4f}")
+        words.insert(0, f"best {max(values):.4f}")
     return ", ".join(words)
