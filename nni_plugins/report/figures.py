@@ -108,7 +108,7 @@ def inline_svg(figure: Any, prefix: str) -> str:
     stored = io.StringIO()
     with styled():
         settle(figure)
-        figure.savefig(stored, format="svg", transparent=True, metadata={"Date": None})
+        figure.savefig(stored, format="svg", transparent=True, dpi=200, metadata={"Date": None})
     text = stored.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", text, flags=re.DOTALL)

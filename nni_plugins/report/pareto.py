@@ -107,7 +107,7 @@ def draw_pareto(findings: Findings, cost: Cost, title: bool = True) -> Any:
         _draw_trials(axes, place, fits, [one for one in points if not one.feasible and one.id != findings.chosen])
         _draw_front(axes, place, points, findings)
         _draw_marked(axes, place, points, findings, cost, scale, factor)
-        _draw_bound(axes, findings, cost, scale, unit)
+        costs.append(_draw_bound(axes, findings, cost, scale, unit, max(costs, default=0.0)))
         levels = [] if dense_metric is None else [factor * dense_metric]
         usual = [factor * one.metric for one in points if one.feasible and one.metric is not None]
         drawn = [factor * value for value in values]
@@ -165,18 +165,22 @@ def _draw_marked(
     axes.axhline(level, color=INK, linewidth=0.7, linestyle=":", alpha=0.7, zorder=1)
 
 
-def _draw_bound(axes: Any, findings: Findings, cost: Cost, scale: float, unit: str) -> None:
+def _draw_bound(axes: Any, findings: Findings, cost: Cost, scale: float, unit: str, largest: float) -> float:
+    """Draw the bound, where it is not far beyond all trials, and return it; else 0."""
     bound = findings.bounds.get({"file_bytes": "bytes"}.get(cost.name, cost.name))
     if not isinstance(bound, (int, float)):
-        return
+        return 0.0
     base = None if findings.dense is None else cost.of(findings.dense)
     is_share = bound <= 1 and cost.name != "latency_ms"
     if is_share and base is None:
-        return
+        return 0.0
     limit = (bound * (base or 0.0) if is_share else bound) / scale
+    if limit * scale > 1.5 * largest:
+        return 0.0
     axes.axvline(limit, color=INK, linewidth=0.9, linestyle="--", alpha=0.6, zorder=1)
     note = f" bound: {100 * bound:.3g}% of dense" if is_share else f" bound: {limit:.3g} {unit}"
     axes.annotate(note, (limit, 1.0), xycoords=("data", "axes fraction"), fontsize=8, va="bottom", ha="center")
+    return limit * scale
 
 
 def limit_outliers(

@@ -171,3 +171,19 @@ def test_shortened_names_keep_both_ends() -> None:
     assert shortened("abc", 10) == "abc"
     assert shortened("a" * 20 + "the_end", 12) == "aaa…_the_end"[:3] + "…" + ("a" * 20 + "the_end")[-8:]
     assert "\n" not in shortened("a\nb", 10)
+
+
+@pytest.mark.parametrize(("bound", "drawn"), [(1.2, True), (80.0, False)])
+def test_a_bound_far_beyond_all_trials_takes_no_room(make_findings: Make, bound: float, drawn: bool) -> None:
+    findings = _costly(make_findings, bounds={"latency_ms": bound})
+    figure = draw_pareto(findings, COSTS["latency_ms"])
+    figure.draw_without_rendering()
+    assert any("bound" in text.get_text() for text in figure.axes[0].texts) is drawn
+    assert figure.axes[0].get_xlim()[1] < 6
+
+
+def test_many_points_are_stored_as_a_bitmap(make_findings: Make) -> None:
+    many = [Candidate(f"t{n}", n, "SUCCEEDED", 0.5 + n / 2000, 1000 + n, 0.5) for n in range(700)]
+    text = inline_svg(draw_pareto(make_findings(candidates=many), COSTS["macs"]), "f")
+    assert "data:image/png;base64," in text
+    assert len(text) < 400_000
