@@ -16,15 +16,17 @@ PYTHON ?= $(shell for one in python3 python3.12 python3.11 python3.10 python; do
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TEST_STAMP := $(VENV)/.installed-dev
+DOCS_STAMP := $(VENV)/.installed-docs
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt $(PIP_FLAGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all lint format types doctor clean
+.PHONY: help install demo test test-all lint format types docs doctor clean
 
 help:
 	@echo 'make demo      search a compact model for the digits with NNI, and report (creates $(VENV) first)'
 	@echo 'make test      run the tests;  make test-all  the slow ones too'
 	@echo 'make lint      ruff;           make types     mypy'
+	@echo 'make docs      these pages as a site, in site/; a warning is an error'
 	@echo 'make doctor    what is wrong with this installation, if anything'
 	@echo 'make clean     remove $(VENV) and what tools cached'
 
@@ -41,6 +43,11 @@ $(STAMP): pyproject.toml constraints.txt | $(BIN)/python
 
 $(TEST_STAMP): $(STAMP)
 	$(PIP) --editable '.[dev,lightning]'
+	@touch $@
+
+# The extra `docs` of pyproject.toml, without the package: the API pages are read from the source, torch is not needed.
+$(DOCS_STAMP): pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) 'mkdocs<2' mkdocs-material 'mkdocstrings[python]'
 	@touch $@
 
 install: $(STAMP)
@@ -68,5 +75,8 @@ format: $(TEST_STAMP)
 types: $(TEST_STAMP)
 	$(BIN)/mypy
 
+docs: $(DOCS_STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis
