@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-import sqlite3
 from collections.abc import Iterable
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from nni_plugins.experiment.trials import _connect, _metrics
+from nni_plugins.experiment.trials import _metrics, reading
 
 Curve = list[float | None]
 LONGEST = 2000
@@ -31,14 +29,11 @@ def curves_from_database(experiment: Path) -> dict[str, Curve]:
     Raises
     ------
     ExperimentError
-        When there is no database, or none of NNI's.
+        When there is no database, or it is damaged, or none of NNI's.
     """
     wanted = "select trialJobId, sequence, data from MetricData where type='PERIODICAL' order by timestamp, rowid"
-    with closing(_connect(experiment)) as database:
-        try:
-            return _curves(database.execute(wanted))
-        except sqlite3.Error:  # a table that is not there: an experiment that ended at its start
-            return {}
+    with reading(experiment) as database:
+        return _curves(database.execute(wanted))
 
 
 def _curves(found: Iterable[tuple[Any, Any, Any]]) -> dict[str, Curve]:

@@ -10,11 +10,12 @@ import json
 import math
 import re
 import sqlite3
-from collections.abc import Iterable
-from contextlib import closing
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from nni_plugins.experiment.errors import ExperimentError
 from nni_plugins.experiment.folders import FAILURE, METRICS, failure_reason, read_json
@@ -114,7 +115,7 @@ def from_database(experiment: Path) -> list[Trial]:
         When there is no database, or none of NNI's.
     """
     found: dict[str, dict[str, Any]] = {}
-    with closing(_connect(experiment)) as database:
+    with reading(experiment) as database:
         events = "select timestamp, trialJobId, event, data, logPath, sequenceId from TrialJobEvent"
         for stamp, trial, event, data, folder, sequence in database.execute(f"{events} order by timestamp, rowid"):
             if event not in STATUS_EVENTS or not trial:
@@ -138,14 +139,14 @@ def from_database(experiment: Path) -> list[Trial]:
 
 def profile_from_database(experiment: Path) -> dict[str, Any]:
     """NNI's profile of a stopped experiment: ``params`` (its configuration), ``startTime``, ``execDuration`` …"""
-    with closing(_connect(experiment)) as database:
+    with reading(experiment) as database:
         row = database.execute(
             "select params, id, execDuration, startTime, endTime from ExperimentProfile order by revision desc limit 1"
         ).fetchone()
-    if row is None:
-        raise ExperimentError(f"{experiment}: NNI stored no profile; the experiment never started")
-    names = ("params", "id", "execDuration", "startTime", "endTime")
-    return dict(zip(names, (json.loads(row[0]), *row[1:]), strict=True))
+        if row is None:
+            raise ExperimentError(f"{experiment}: NNI stored no profile; the experiment never started")
+        names = ("params", "id", "execDuration", "startTime", "endTime")
+        return dict(zip(names, (json.loads(row[0]), *row[1:]), strict=True))
 
 
 def ranked(trials: Iterable[Trial]) -> list[Trial]:
@@ -155,12 +156,29 @@ def ranked(trials: Iterable[Trial]) -> list[Trial]:
     return [trial for trial in order if trial.folder and read_json(trial.folder / METRICS)]
 
 
+@contextmanager
+def reading(experiment: Path) -> Iterator[sqlite3.Connection]:
+    """NNI's database of a stopped experiment, for the time of the block.
+
+    Raises
+    ------
+    ExperimentError
+        When there is no database, or it is damaged, or none of NNI's.
+    """
+    with closing(_connect(experiment)) as database:
+        try:
+            yield database
+        except (sqlite3.Error, ValueError, TypeError) as error:
+            path = experiment / "db" / "nni.sqlite"
+            raise ExperimentError(f"{path}: NNI's database is damaged, or none of NNI's ({error})") from None
+
+
 def _connect(experiment: Path) -> sqlite3.Connection:
     path = experiment / "db" / "nni.sqlite"
     if not path.is_file():
         raise ExperimentError(f"{experiment}: no experiment of NNI's is stored here (db/nni.sqlite is missing)")
     try:
-        database = sqlite3.connect(f"file:{path.as_posix()}?mode=ro", uri=True, timeout=5)
+        database = sqlite3.connect(f"file:{quote(path.as_posix())}?mode=ro", uri=True, timeout=5)
         database.execute("select 1 from TrialJobEvent limit 1")
     except sqlite3.Error as error:
         raise ExperimentError(f"{path}: NNI's database cannot be read ({error})") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sqlite3
 from pathlib import Path
 
@@ -102,3 +103,33 @@ def test_progress_in_words(experiment: Path) -> None:
     assert describe(trials[0]) == "default 0.9000, accuracy 0.9500"
     assert describe(trials[1]).startswith("failed: ")
     assert describe(Trial("d", 3, "EARLY_STOPPED")) == "early stopped"
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "drop table ExperimentProfile",
+        "update ExperimentProfile set params='not json'",
+        "alter table ExperimentProfile rename column params to other",
+    ],
+)
+def test_a_database_that_is_not_as_nnis_is_one_line(experiment: Path, statement: str) -> None:
+    with sqlite3.connect(experiment / "db" / "nni.sqlite") as database:
+        database.execute(statement)
+    with pytest.raises(ExperimentError, match=r"nni\.sqlite: NNI's database is damaged, or none of NNI's"):
+        profile_from_database(experiment)
+
+
+def test_a_damaged_database_is_one_line(experiment: Path) -> None:
+    path = experiment / "db" / "nni.sqlite"
+    content = bytearray(path.read_bytes())
+    content[4200:] = b"\x55" * (len(content) - 4200)
+    path.write_bytes(content)
+    with pytest.raises(ExperimentError, match="database"):
+        from_database(experiment)
+
+
+def test_folders_may_have_any_name(experiment: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    odd = tmp_path_factory.mktemp("x") / "50% of #1?"
+    shutil.copytree(experiment, odd)
+    assert len(from_database(odd)) == 3
