@@ -99,7 +99,7 @@ def test_a_folder_without_an_experiment_is_one_line(tmp_path: Path) -> None:
 
 def test_progress_in_words(experiment: Path) -> None:
     trials = from_database(experiment)
-    assert summary(trials) == "1 failed, 1 succeeded, 1 unfinished, best 0.9000"
+    assert summary(trials) == "best 0.9000, 1 failed, 1 succeeded, 1 unfinished"
     assert describe(trials[0]) == "default 0.9000, accuracy 0.9500"
     assert describe(trials[1]).startswith("failed: ")
     assert describe(Trial("d", 3, "EARLY_STOPPED")) == "early stopped"
