@@ -6,7 +6,6 @@ Each command imports what it needs when it runs, so that ``nni-plugins --help`` 
 from __future__ import annotations
 
 import os
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -456,7 +455,7 @@ def doctor(port: int, experiments_folder: Path | None, register: bool, as_json: 
     findings = all_checks(experiments_folder, port)
     show_checks(findings, as_json)
     if not all(finding.ok for finding in findings):
-        sys.exit(FAILED)
+        click.get_current_context().exit(FAILED)
 
 
 @commands.command(

@@ -27,6 +27,7 @@ from typing import Any
 import click
 
 from nni_plugins.command.options import Command, write_examples
+from nni_plugins.training.errors import where
 
 OK, FAILED, USAGE, DEFECT, INTERRUPTED = 0, 1, 2, 70, 130
 DEBUG = "NNI_PLUGINS_DEBUG"
@@ -98,6 +99,10 @@ class OneLineGroup(click.Group):
             return super().invoke(ctx)
         except KeyboardInterrupt:
             raise Stopped from None
+        except SystemExit as error:  # no command of ours ends so, but code of the user may, and rich at a closed pipe
+            if _raised_in(error, "rich"):
+                raise
+            raise UserCodeEnded(f"code that is not of nni-plugins ended the process: {where(error)}") from error
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -113,6 +118,18 @@ class OneLineGroup(click.Group):
 
 class Stopped(BaseException):
     """Ctrl-C during a command."""
+
+
+class UserCodeEnded(Exception):
+    """The user's code called ``sys.exit``."""
+
+
+def _raised_in(error: BaseException, package: str) -> bool:
+    """Whether the innermost frame of an exception is in a package."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    return frame is not None and str(frame.tb_frame.f_globals.get("__name__", "")).split(".")[0] == package
 
 
 def exit_code_of(error: BaseException) -> int:

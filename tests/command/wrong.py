@@ -45,6 +45,23 @@ class Nowhere(nn.Module):
     def forward(self, x): return "text"
 def frozen(): return nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 2))
 
+def lazy(): return nn.Sequential(nn.Flatten(), nn.LazyLinear(4), nn.Linear(4, 2))
+def double(): return net().double()
+def in_words(): return {"x": "text"}
+def recursive(): return recursive()
+def late():
+    class Late(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Linear(8, 8)
+        def forward(self, x): return self.b(self.a(x))
+    return Late()
+class Quits(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(8, 8)
+    def forward(self, x): raise SystemExit(5)
+
 def batch(n=4): return torch.randn(n, 1, 8, 8), torch.zeros(n, dtype=torch.long)
 def loaders(): return [batch()], [batch()], [batch()]
 def no_loaders(): return None
@@ -147,7 +164,7 @@ def recipe(name: str, content: Any, *words: str, command: str = "compress r.yml"
 
 def run_of(name: str, content: Any, *words: str, also: str = "", **files: Any) -> Case:
     """A recipe that is well formed, and cannot work: the tiny one with changes."""
-    merged = {key: {**TINY.get(key, {}), **content.get(key, {})} for key in {*TINY, *content}}
+    merged = {**content, **{key: {**value, **content.get(key, {})} for key, value in TINY.items()}}
     return Case(f"work: {name}", f"compress r.yml {also}".strip(), words, {"r.yml": merged, **files})
 
 
@@ -245,6 +262,16 @@ RECIPES = [
     recipe("two documents", "seed: 1\n---\nseed: 2\n", "r.yml"),
     recipe("deep", "[" * 1200, "r.yml"),
     recipe("huge number", "seed: " + "9" * 5000 + "\n", "r.yml"),
+    recipe("number beyond floats", "train: {learning_rate: 1e400}\n", "train.learning_rate", "finite"),
+    recipe("number with a comma", "train: {learning_rate: 0,1}\n", "r.yml"),
+    recipe("date for a number", "seed: 2024-01-01\n", "seed is", "whole number"),
+    recipe("date that is none", "seed: 2024-13-41\n", "r.yml"),
+    recipe("merge of nothing", "prune: {<<: 3}\n", "r.yml"),
+    recipe("negative seed", {"seed": -1}, "seed is -1"),
+    recipe("name of a number", {"model": {"name": 18}}, "model.name is 18", "text"),
+    recipe("reference without a function", {"model": {"name": "net.py"}}, "model.name", "module:function"),
+    recipe("groups of text", {"prune": {"groups": {"layer1": "half"}}}, "prune.groups.layer1", "number"),
+    recipe("bounds of nothing", {"objective": {"macs": 0}}, "objective.macs is 0", "above 0"),
     recipe("unknown section", {"prunes": {}}, "prunes", "did you mean prune?"),
     recipe("unknown field", {"prune": {"sparsty": 0.5}}, "prune.sparsty", "did you mean prune.sparsity?"),
     recipe("section is a number", {"prune": 3}, "prune is 3"),
@@ -328,6 +355,15 @@ WORK = [
     run_of("unknown group", {"prune": {"target": "channels", "groups": {"layer9": 0.5}}}, "layer9"),
     run_of("output is a file", {}, "out", "cannot be made", also="--output out", out="x"),
     run_of("output below a file", {}, "out", "cannot be made", also="--output out/deeper", out="x"),
+    run_of("output cannot be written", {}, "/proc/nni", "cannot be written", also="--output /proc/nni"),
+    run_of("model that calls itself", {"model": {"name": "net:recursive"}}, "net:recursive", "RecursionError"),
+    run_of("model that quits", {"model": {"name": "net:Quits"}}, "SystemExit: 5 (net.py, line"),
+    run_of("model of doubles", {"model": {"name": "net:double"}}, "the model fails on inputs", "double"),
+    run_of("unknown pruner's choice", {"prune": {"pruner": "taylor", "arguments": {"variant": "gates"}}}, "prune.arguments.variant", "gate"),
+    run_of("stock pruner that is not there", {"prune": {"pruner": "nni:NoPruner"}}, "prune.pruner is nni:NoPruner"),
+    run_of("pruner of ones own that is none", {"prune": {"pruner": "net:text"}}, "prune.arguments do not fit net:text"),
+    run_of("export without its package", {"export": {"formats": ["onnx"], "opset": 4}}, "export.opset is 4"),
+    run_of("folder is absent", {"folder": "nowhere", "model": {"name": "only_there:net"}}, "no module only_there"),
     run_of("output is a device", {}, "/dev/null", also="--output /dev/null"),
 ]
 
@@ -378,6 +414,20 @@ CONFIGS = [
     config("our tuner's arguments", {"tuner": {"className": "nni_plugins.search.OptunaTuner", "codeDirectory": ".", "classArgs": {"sampl": 1}}}, "config.yml", "sampl"),
     config("resume of nothing", {}, "abc: no such experiment", also="--resume abc"),
     config("experiments folder is a file", {}, "here", "folder", also="--experiments-folder here", **{"../here": "x"}),
+    config("alias to itself", "a: &a [*a]\n", "config.yml", raw=True),
+    config("two documents", "a: 1\n---\nb: 2\n", "config.yml", raw=True),
+    config("space with a bomb", {"searchSpace": {"prune.sparsity": {"_type": "choice", "_value": [{"_name": 1, "x": {"_name": 2}}]}}}, "prune.sparsity"),
+    config("space of text", {"searchSpace": {"prune.sparsity": {"_type": "uniform", "_value": ["0.1", "0.2"]}}}, "prune.sparsity"),
+    config("negative trials", {"maxTrialNumber": -1}, "maxTrialNumber is -1"),
+    config("gpus in words", {"trialGpuNumber": "all"}, "trialGpuNumber is 'all'"),
+    config("assessor is unknown", {"assessor": {"name": "Median"}}, "assessor.name", "Medianstop"),
+    config("tuner with name and class", {"tuner": {"name": "TPE", "className": "a.B"}}, "tuner", "either name"),
+    config("tuner's code is absent", {"tuner": {"className": "a.B", "codeDirectory": "nowhere"}}, "tuner.codeDirectory", "nowhere"),
+    config("remote without machines", {"trainingService": {"platform": "remote"}}, "config.yml"),
+    config("remote machine without a user", {"trainingService": {"platform": "remote", "machineList": [{"host": "127.0.0.1"}]}}, "config.yml"),
+    config("remote key is absent", {"trainingService": {"platform": "remote", "machineList": [{"host": "127.0.0.1", "user": "x", "port": 1, "sshKeyFile": "nowhere"}]}}, "config.yml", "nowhere"),
+    config("output cannot be written", {}, "/proc/nni", "cannot be written", also="--output /proc/nni"),
+    config("experiments folder cannot be written", {}, "/proc/nni", "cannot be written", also="--experiments-folder /proc/nni"),
     config("output is a file", {}, "out", also="--output out", **{"../out": "x"}),
     nas("not a section", 3, "nas must be a section"),
     nas("no space", {}, "nas.space", "module:function"),
@@ -455,6 +505,17 @@ MODELS = [
     model("space net.py:net --input 1x1x8x8 --output nowhere/space.yml", "nowhere/space.yml cannot be written"),
     model("space r.yml", "prune.op_names", r__yml={**TINY, "prune": {"op_names": ["layer9"]}}),
     model("bench net.py:net", "say what the model takes"),
+    model(f"inspect net.py:lazy --input 1x4 {LOOK}", "net.py:lazy"),
+    model(f"inspect net.py:double --input 1x1x8x8 {LOOK}", "the model fails on 1x1x8x8", "double"),
+    model(f"inspect net.py:late --input 1x8 {LOOK}", "the model fails on 1x8", "AttributeError"),
+    model(f"inspect net.py:Quits --input 1x8 {LOOK}", "SystemExit: 5 (net.py, line"),
+    model(f"inspect net.py:net --inputs net.py:in_words {LOOK}", "net.py:net", "the model fails"),
+    model("inspect net.py:recursive --input 1x8", "RecursionError"),
+    model(f"inspect os:getcwd --input 1x8 {LOOK}", "returned str"),
+    model(f"inspect os.path:nothing --input 1x8 {LOOK}", "has no nothing"),
+    model("inspect net.py:net --input 1x1x8x8 --checkpoint net.py", "net.py cannot be read as weights"),
+    model("compare a b", "report.json", **{"a/report.json": {"title": 3}, "b/report.json": [1]}),
+    model("status e", "e", **{"e/db/nni.sqlite": b"SQLite format 3\x00" + bytes(4080)}),
     model("bench folder", "folder: no compression is here", folder=None),
     model("bench nowhere", "nowhere", "module:function"),
     model("bench net.py:net --input 1x1x8x8 --batches 0", "--batches 0"),
