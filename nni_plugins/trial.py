@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from nni_plugins.experiment.folders import FAILURE, dense_folder, trial_output, write_failure
+from nni_plugins.experiment.folders import FAILURE, dense_folder, told_to_nni, trial_output, write_failure
 from nni_plugins.experiment.guard import die_with_manager, only_writer
 from nni_plugins.report.environment import save_environment
 
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             logger.info("parameters: %s", parameters)
             metrics = run(options.recipe, parameters, output, nni.report_intermediate_result if rank == 0 else None)
             if rank == 0:
-                nni.report_final_result(metrics)
+                nni.report_final_result(told_to_nni(metrics))
 
     return as_trial(work)
 
@@ -74,8 +74,8 @@ def as_trial(work: Callable[[Path, dict[str, Any]], None]) -> int:
             return 0
         with only_writer(output):
             (output / FAILURE).unlink(missing_ok=True)
-            save_environment(output)
             work(output, parameters)
+            save_environment(output)
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         expected = type(error).__name__ in EXPECTED

@@ -46,7 +46,7 @@ def evaluated(findings: Findings, known: Known, winner: Trial, say: Callable[[st
             bring_dense(known, winner.id)
         dense = prepare_dense(recipe, known.folder / "dense", say)
         test: dict[str, float | None] = {"dense": None, "compact": None}
-        if read_test:
+        if read_test or winner.id in tested(known.folder / TEST)[-1:]:  # or it is known already
             say(f"trial {winner.id} is the best; reading the test split")
             try:
                 test = {**test_figures(recipe, winner, metrics, dense, known.folder / TEST)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def gather(known: Known, trials: Sequence[Trial], curves: Mapping[str, Any], run
         environment=environment_of(known, chosen),
         commands=commands(known, config),
         recipe=recipe,
-        experiment={"id": known.id, "folder": known.folder.name if known.archive else str(known.folder)},
+        experiment=named(known, profile),
         state="running" if running else "stopped" if stopped else "finished",
         trials_wanted=wanted if isinstance(wanted, int) else None,
         maximize=search["maximize"],
@@ -84,6 +85,15 @@ def gather(known: Known, trials: Sequence[Trial], curves: Mapping[str, Any], run
         blocks=plan[1],
         search=search,
     )
+
+
+def named(known: Known, profile: Mapping[str, Any]) -> dict[str, str]:
+    """NNI's id of the experiment, its folder, and when it began."""
+    found = {"id": known.id, "folder": known.folder.name if known.archive else str(known.folder)}
+    began = number(profile.get("startTime"))
+    if began is not None:
+        found["started"] = f"{datetime.fromtimestamp(began / 1000, timezone.utc):%Y-%m-%d %H:%M} UTC"
+    return found
 
 
 def _profile(known: Known) -> dict[str, Any]:

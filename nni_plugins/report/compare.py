@@ -273,7 +273,7 @@ def hypervolume(first: Findings, second: Findings) -> Hypervolume | None:
         pareto_front([(float(one.macs or 0), one.metric or 0.0) for one in within(found)], found.higher_is_better)
         for found in (first, second)
     ]
-    if not all(fronts):
+    if not all(fronts) or all(len(front) == 1 for front in fronts):
         return None
     sign = 1.0 if first.higher_is_better else -1.0
     metrics = [sign * metric for front in fronts for _, metric in front]

@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import sys
 from pathlib import Path
 
 PACKAGES = ("nni-plugins", "nni", "torch", "numpy", "scikit-learn", "optuna", "onnxruntime")
@@ -14,7 +15,7 @@ ENVIRONMENT = "environment.json"
 
 
 def environment() -> dict[str, str]:
-    """Python, the packages that decide the result, the system and the processor."""
+    """Python, the packages that decide the result, the system, the processor, and the GPU where torch has one."""
     found = {"Python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -23,6 +24,9 @@ def environment() -> dict[str, str]:
             continue
     found["system"] = f"{platform.system()} {platform.release()} {platform.machine()}"
     found["processor"] = f"{_processor()}, {os.cpu_count()} cores"
+    torch = sys.modules.get("torch")  # who has not used it so far did not use its GPU
+    if torch is not None and torch.cuda.is_available():
+        found["GPU"] = f"{torch.cuda.get_device_name(0)}, CUDA {torch.version.cuda}"
     return found
 
 

@@ -55,7 +55,7 @@ def test_the_report_of_an_archive_has_its_model_and_no_place_of_ours(folder: Pat
     packed = shutil.make_archive(str(tmp_path / "packed"), "gztar", folder.parent)
     findings, output = report_on(packed, None, tmp_path / "out", lambda line: None)
     assert (output / "best" / "compact.safetensors").is_file()
-    assert findings.experiment == {"id": "abcd", "folder": "abcd"}
+    assert findings.experiment == {"id": "abcd", "folder": "abcd", "started": "1970-01-01 00:00 UTC"}
     assert "/nni-plugins-" not in (output / "report.html").read_text(encoding="utf-8")
 
 

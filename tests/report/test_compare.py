@@ -103,7 +103,7 @@ def test_the_hypervolume_is_that_of_the_hand() -> None:
     assert less.first == pytest.approx(0.2 * 50 / (0.4 * 100))
     assert (less.worst, less.best) == (0.5, 0.1)
     assert hypervolume(_front((0.5, 20)), _front()) is None
-    assert hypervolume(_front((0.5, 20)), _front((0.5, 20))) is None  # one point: no reference to measure from
+    assert hypervolume(_front((0.5, 20)), _front((0.6, 30))) is None  # two single models are no fronts
 
 
 def test_files_are_written_and_escaped(make_findings: Make, tmp_path: Path) -> None:
