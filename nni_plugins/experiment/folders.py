@@ -41,6 +41,20 @@ def dense_folder(output: Path) -> Path:
     return output.resolve().parent / "dense"
 
 
+TOLD = ("default", "accuracy", "float_accuracy", "macs", "params", "bytes", "latency_ms", "max_error", "relative_error")
+
+
+def told_to_nni(metrics: dict[str, Any]) -> dict[str, Any]:
+    """A trial's final result for NNI: the numbers that its web page can draw, and ``excess``.
+
+    ``excess`` is how far the bounds are broken, the relative excesses added up; 0 where they hold. Everything else
+    stays in ``metrics.json``: the page would show it as ``[object Object]``.
+    """
+    told = {name: metrics[name] for name in TOLD if isinstance(metrics.get(name), (int, float))}
+    broken = metrics.get("broken_bounds") or {}
+    return {**told, "excess": float(sum(broken.values()))}
+
+
 def write_failure(output: Path, reason: str, error: BaseException, parameters: dict[str, Any]) -> None:
     """Keep the reason why the trial failed, and with which parameters, in ``failure.json`` of its folder."""
     output.mkdir(parents=True, exist_ok=True)

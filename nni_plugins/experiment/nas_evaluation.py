@@ -18,7 +18,7 @@ from nni.nas.space import SimplifiedModelSpace
 
 from nni_plugins.channels import ChannelGraph
 from nni_plugins.channels.cost import Cost
-from nni_plugins.experiment.folders import dense_folder
+from nni_plugins.experiment.folders import dense_folder, told_to_nni, trial_output
 from nni_plugins.search.surveys import KEEP, free_groups, sparsities_of
 from nni_plugins.training.allocate import whole
 from nni_plugins.training.data import build_data
@@ -59,11 +59,10 @@ class RecipeEvaluation(Evaluator):
 
     def _execute(self, model: Any) -> Any:
         """What NNI calls in a trial: the model is not made here, but by the recipe."""
-        from nni_plugins.experiment.folders import trial_output
 
         assert isinstance(model, SimplifiedModelSpace)
         metrics = self.run(model.sample or {}, trial_output(), nni.report_intermediate_result)
-        nni.report_final_result(metrics)
+        nni.report_final_result(told_to_nni(metrics))
         return metrics
 
 

@@ -91,13 +91,14 @@ def read_constraints(given: Any) -> list[Constraint] | None:
 def violations(record: Record, constraints: Sequence[Constraint] | None) -> list[float]:
     """Return how far each bound is from holding: above 0 where it is broken.
 
-    Without constraints of its own, a tuner believes the trial: the relative excesses in ``broken_bounds`` are added
-    up, and a trial that only says that it is not ``feasible`` counts as 1.
+    Without constraints of its own, a tuner believes the trial: its ``excess``, or the relative excesses in
+    ``broken_bounds`` added up; a trial that only says that it is not ``feasible`` counts as 1.
     """
     if constraints is None:
         value = record.value if isinstance(record.value, dict) else {}
         broken = value.get("broken_bounds")
         numbers = list(broken.values()) if isinstance(broken, dict) else []
+        numbers = [value["excess"]] if "excess" in value else numbers
         total = float(sum(v for v in numbers if isinstance(v, (int, float)) and v == v and v > 0))
         if value.get("feasible") is False and total <= 0:
             total = 1.0
