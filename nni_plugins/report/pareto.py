@@ -116,6 +116,9 @@ def draw_pareto(findings: Findings, cost: Cost, title: bool = True) -> Any:
         axes.set_ylabel(metric_label(findings.metric, in_percent))
         if title:
             axes.set_title(shortened(findings.title, 70), fontsize=11, loc="left")
+        low, high = sorted(axes.get_ylim())
+        seen = [cost.of(one) or 0.0 for one in points if low <= factor * (one.metric or 0.0) <= high]
+        costs = [*seen, *costs[len(points) :]]
         if costs:
             axes.set_xlim(left=0, right=1.06 * max(costs) / scale if max(costs) > 0 else None)
         bare(axes)
