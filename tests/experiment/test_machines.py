@@ -1,0 +1,142 @@
+"""Remote machines, looked at and copied from: real SSH daemons on loopback."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from nni_plugins.experiment.errors import ExperimentError
+from nni_plugins.experiment.fetch import Fetcher
+from nni_plugins.experiment.machines import Machine, check_machines, host_keys, look, own_facts
+from tests.end_to_end.machines import SSHD, Daemon, make_daemon
+
+pytestmark = [
+    pytest.mark.skipif(sys.platform == "win32", reason="SSH daemons of POSIX"),
+    pytest.mark.skipif(SSHD is None and not os.environ.get("CI"), reason="no sshd here; CI has one"),
+]
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """A machine that this user knows."""
+    root = tmp_path_factory.mktemp("ssh")
+    found = make_daemon(root / "machine", root / "home" / ".ssh" / "known_hosts")
+    found.start()
+    yield found
+    found.clean()
+
+
+@pytest.fixture(autouse=True)
+def home(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = daemon.folder.parent / "home"
+    monkeypatch.setenv("HOME", str(folder))
+    return folder
+
+
+@pytest.fixture
+def machine(daemon: Daemon) -> Machine:
+    entry = daemon.entry()
+    return Machine("127.0.0.1", daemon.port, entry["user"], str(daemon.key), python_path=entry["pythonPath"])
+
+
+def test_a_machine_that_can_run_a_trial(machine: Machine, daemon: Daemon) -> None:
+    (found,) = check_machines([machine])
+    here = own_facts()
+    for name in ("nni", "nni_plugins", "torch", "code", "cores"):
+        assert found.facts[name] == here[name]
+    assert found.warnings == ()
+    kind, key, *_ = (daemon.folder / "host_key.pub").read_text(encoding="utf-8").split()
+    assert host_keys([found]) == {machine.name: {kind: key}}
+
+
+def test_what_cannot_run_a_trial_is_one_line_for_all_machines(machine: Machine, tmp_path: Path) -> None:
+    (tmp_path / "key").write_bytes(Path(machine.key_file or "").read_bytes()[:100])
+    wrong = {
+        "cannot be reached": replace(machine, port=1),
+        "no machine has this name": replace(machine, host="no-such-host.invalid"),
+        "it refuses the user or the key": replace(machine, user="nobody-here"),
+        "is not there": replace(machine, key_file=str(tmp_path / "absent")),
+        "no Python in /nowhere": replace(machine, python_path="/nowhere"),
+        "no SSH session": replace(machine, key_file=str(tmp_path / "key")),
+    }
+    for words, one in wrong.items():
+        with pytest.raises(ExperimentError) as caught:
+            look(one)
+        assert words in str(caught.value)
+        assert str(caught.value).startswith(str(one))
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ExperimentError) as caught:
+        check_machines([machine, *wrong.values()])
+    assert all(words in str(caught.value) for words in wrong)
+    with pytest.raises(ExperimentError, match="has 0 GPUs; trialGpuNumber asks for 64"):
+        look(machine, 64)
+
+
+def test_a_machine_whose_key_is_unknown_or_another_is_not_talked_to(machine: Machine, home: Path) -> None:
+    known = home / ".ssh" / "known_hosts"
+    text = known.read_text(encoding="utf-8")
+    try:
+        known.write_text("", encoding="utf-8")
+        with pytest.raises(ExperimentError, match=r"its host key is not known; log in once by `ssh -p \d+ "):
+            look(machine)
+        name, kind, _ = text.split()
+        other = "AAAAC3NzaC1lZDI1NTE5AAAAIFAuo2kFvSK3rqhn6RdPYY1mLmb6QXOHm8vqWXRhAkXn"
+        known.write_text(f"{name} {kind} {other}\n", encoding="utf-8")
+        with pytest.raises(ExperimentError, match="somebody else may answer in its place"):
+            look(machine)
+    finally:
+        known.write_text(text, encoding="utf-8")
+
+
+def test_without_our_package_or_forwarding_it_says_what_to_do(machine: Machine, tmp_path: Path, home: Path) -> None:
+    import subprocess
+
+    folder = tmp_path / "venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    bare = replace(machine, python_path=str(folder / "bin"))
+    with pytest.raises(ExperimentError, match=r"nni is not there; `.*python\S* -m pip install nni==3\.0` puts it"):
+        look(bare)
+    closed = make_daemon(tmp_path / "closed", home / ".ssh" / "known_hosts")
+    config = closed.folder / "sshd_config"
+    config.write_text(config.read_text(encoding="utf-8") + "AllowTcpForwarding no\n", encoding="utf-8")
+    closed.start()
+    try:
+        with pytest.raises(ExperimentError, match="forwards no port; set AllowTcpForwarding"):
+            look(replace(machine, port=closed.port, key_file=str(closed.key)))
+    finally:
+        closed.clean()
+
+
+def test_secrets_are_in_no_text(machine: Machine) -> None:
+    secret = replace(machine, password="correct horse", passphrase="battery staple")
+    assert "horse" not in repr(secret) + str(secret)
+    with pytest.raises(ExperimentError) as caught:
+        look(replace(secret, port=1))
+    assert "horse" not in str(caught.value)
+    assert "staple" not in str(caught.value)
+
+
+def test_only_plain_files_of_a_trials_own_folder_are_copied(machine: Machine, daemon: Daemon, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("mine", encoding="utf-8")
+    trial = daemon.home / "nni-experiments" / "exp1" / "environments" / "worker1" / "trials" / "abc"
+    (trial / "folder").mkdir(parents=True)
+    (trial / "metrics.json").write_text("{}", encoding="utf-8")
+    (trial / ".hidden").write_text("no", encoding="utf-8")
+    (trial / "a\\..\\b").write_text("no", encoding="utf-8")
+    (trial / "link").symlink_to(secret)
+    outside = trial.parent / "elsewhere"
+    outside.symlink_to(tmp_path)
+    here = tmp_path / "experiments" / "exp1"
+    with Fetcher([machine], here) as fetcher:
+        assert fetcher.trial("abc") == here / "environments" / "worker1" / "trials" / "abc"
+        assert fetcher.trial("elsewhere") is None  # a link is no trial
+        assert fetcher.trial("absent") is None
+    assert [path.relative_to(here).as_posix() for path in sorted(here.rglob("*")) if path.is_file()] == [
+        "environments/worker1/trials/abc/metrics.json"
+    ]
