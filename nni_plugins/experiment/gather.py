@@ -23,7 +23,7 @@ PLAN, RECIPE, MASKS = "plan.json", "recipe.yml", "masks.safetensors"
 COSTS = ("macs", "params", "latency_ms")
 BOUNDS = ("macs", "params", "bytes", "latency_ms")
 KNOWN_FIGURES = frozenset(
-    ("default", "accuracy", *COSTS, "bytes", "max_error", "relative_error", "feasible", "finetuned", "higher_is_better")
+    (*("default", "accuracy", "float_accuracy", "excess", "max_error", "relative_error"), *COSTS, "bytes")
 )
 LONGEST_NOTE = 500
 
@@ -61,7 +61,7 @@ def gather(known: Known, trials: Sequence[Trial], curves: Mapping[str, Any], run
     stopped = isinstance(wanted, int) and ended < wanted
     higher = metrics.get("higher_is_better")
     if not isinstance(higher, bool):
-        higher = True if "accuracy" in metrics else search["maximize"]
+        higher = not negated(metrics) if "accuracy" in metrics else search["maximize"]
     return Findings(
         title=known.name or known.id,
         metric=metric_name(metrics),
@@ -145,7 +145,18 @@ def is_ours(metrics: Mapping[str, Any]) -> bool:
 def metric_name(metrics: Mapping[str, Any]) -> str:
     """What the metric of a trial is called; ``default`` for a bare number."""
     name = metrics.get("metric")
-    return name if isinstance(name, str) and name else "accuracy" if "accuracy" in metrics else "default"
+    if isinstance(name, str) and name:
+        return name
+    if "accuracy" not in metrics:
+        return "default"
+    return "metric" if negated(metrics) else "accuracy"
+
+
+def negated(metrics: Mapping[str, Any]) -> bool:
+    """Whether ``default`` is the metric with the other sign: then less of it is better."""
+    return (
+        metrics.get("default") is not None and metrics.get("default") == -(number(metrics.get("accuracy")) or 0.0) != 0
+    )
 
 
 def candidate(trial: Trial, metrics: Mapping[str, Any] | None = None, curve: Sequence[float | None] = ()) -> Candidate:
@@ -170,7 +181,7 @@ def candidate(trial: Trial, metrics: Mapping[str, Any] | None = None, curve: Seq
         default=trial.default,
         parameters=trial.parameters,
         note=note,
-        feasible=bool(metrics.get("feasible", True)),
+        feasible=bool(metrics.get("feasible", not number(metrics.get("excess")))),
         latency_ms=found["latency_ms"],
         params=whole(found["params"]),
         file_bytes=whole(found["bytes"]),

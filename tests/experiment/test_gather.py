@@ -9,11 +9,12 @@ import pytest
 
 from nni_plugins.experiment.errors import ExperimentError
 from nni_plugins.experiment.finish import finish, look
+from nni_plugins.experiment.folders import told_to_nni
 from nni_plugins.experiment.gather import plan_of
 from nni_plugins.experiment.manifest import moved
 from nni_plugins.report import figures
 from nni_plugins.report.findings import Findings
-from tests.experiment.stored import Job, recipe_job, store
+from tests.experiment.stored import Job, metrics, recipe_job, store
 
 
 @pytest.fixture(autouse=True)
@@ -130,3 +131,19 @@ def test_where_no_unit_went_the_weights_that_masks_keep_are_told(tmp_path: Path)
     (tmp_path / "plan.json").write_text('{"groups": {"a": {"size": 2, "kept": [0]}}}', encoding="utf-8")
     assert [(layer.name, layer.kind) for layer in plan_of(tmp_path)[0]] == [("a", "units")]
     assert plan_of(tmp_path / "nowhere") == ([], [])
+
+
+def test_what_nni_was_told_is_enough_where_the_files_are_elsewhere(tmp_path: Path) -> None:
+    told = [told_to_nni(metrics(0.8)), told_to_nni({**metrics(0.9), "broken_bounds": {"macs": 0.5}, "default": -4.1})]
+    found = _look(tmp_path, [Job("a", told[0]), Job("b", told[1]), Job("c", 0.1)])
+    assert (found.chosen, found.metric, found.compact) == ("a", "accuracy", None)
+    assert [one.feasible for one in found.candidates] == [True, False, True]
+    assert found.candidates[0].macs == 400
+    assert found.candidates[0].others == {}
+    assert [one.id for one in found.front()] == ["a"]
+
+
+def test_a_result_that_is_the_metric_with_the_other_sign_makes_less_better(tmp_path: Path) -> None:
+    jobs = [Job(f"t{n}", {"default": -n, "accuracy": n, "macs": 100 - n}) for n in (3, 1, 2)]
+    found = _look(tmp_path, jobs)
+    assert (found.chosen, found.metric, found.higher_is_better) == ("t1", "metric", False)
