@@ -141,11 +141,11 @@ def _draw_front(axes: Any, place: Any, points: list[Candidate], findings: Findin
         axes.step(
             *zip(*front, strict=True),
             where="post",
-            color=BLUE,
+            color=INK,
             linewidth=1.2,
-            alpha=0.6,
+            alpha=0.75,
             label="Pareto front",
-            zorder=2,
+            zorder=4,
         )
 
 
