@@ -138,8 +138,8 @@ def exit_code_of(error: BaseException) -> int:
         return error.code if isinstance(error.code, int) else FAILED if error.code else OK
     if isinstance(error, OSError) and error.errno == errno.EPIPE:  # the reader of a pipe, such as head, has enough
         return FAILED
-    if isinstance(error, click.exceptions.NoArgsIsHelpError):
-        click.echo(error.format_message(), err=True)
+    if type(error).__name__ == "NoArgsIsHelpError":  # click 8.2 and later
+        click.echo(error.format_message(), err=True)  # type: ignore[attr-defined]
         return USAGE
     if os.environ.get(DEBUG, "0") not in ("", "0"):
         traceback.print_exception(error)
@@ -156,7 +156,7 @@ def _said(error: BaseException) -> tuple[int, str]:
         return INTERRUPTED, f"nni-plugins: {error if str(error).strip() else 'stopped by Ctrl-C'}"
     if type(error).__module__.startswith("nni_plugins."):  # all of them are written for the user
         return FAILED, f"nni-plugins: {error}"
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # the latter is torch's
         return FAILED, "nni-plugins: out of memory; use a smaller input, batch or model, or a larger machine"
     if isinstance(error, OSError) and error.strerror:
         place = f"{error.filename}: " if error.filename else ""

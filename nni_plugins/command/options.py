@@ -13,7 +13,7 @@ from nni_plugins.command.complete import complete_import, complete_recipe_field
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 PATH = click.Path(path_type=Path)
-OTHERS, COMMON, MODEL = "Options", "Common options", "The model and its input"
+OTHERS, COMMON, MODEL, SEARCHED = "Options", "Common options", "The model and its input", "What is searched"
 
 
 class Finite(click.FloatRange):

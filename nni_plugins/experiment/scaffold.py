@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import shutil
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from nni_plugins.experiment.errors import ExperimentError
+from nni_plugins.experiment.scaffold_code import bring, dotted, reference_of
 from nni_plugins.experiment.scaffold_files import readme_text, recipe_text, space_header
 
 if TYPE_CHECKING:
@@ -142,16 +142,16 @@ def _write(wanted: Wanted, machines: list[dict[str, Any]], staging: Path) -> Mad
 
 def _recipe_tree(wanted: Wanted, staging: Path) -> dict[str, Any]:
     """The recipe as plain data, with paths as the experiment's folder sees them."""
-    model, home = _reference(wanted.model, "--model")
-    data, data_home = (wanted.data, None) if ":" not in wanted.data else _reference(wanted.data, "--data")
+    model, home = reference_of(wanted.model, "--model")
+    data, data_home = (wanted.data, None) if ":" not in wanted.data else reference_of(wanted.data, "--data")
     if wanted.remote:  # only the experiment's folder is brought to the machines
         for place, name in ((home, model), (data_home, data)):
             if place is not None:
-                shutil.copyfile(_file_of(place, name), staging / _file_of(place, name).name)
+                bring(place, name, staging)
         home = data_home = None
     if home is not None and data_home is not None and home != data_home:
         common = Path(os.path.commonpath([home, data_home]))
-        model, data = (_dotted(name, place, common) for name, place in ((model, home), (data, data_home)))
+        model, data = (dotted(name, place, common) for name, place in ((model, home), (data, data_home)))
         home = data_home = common
     home = home or data_home
     base = home or wanted.folder.absolute()
@@ -366,36 +366,6 @@ def _machine(text: str) -> dict[str, Any]:
         "sshKeyFile": f"~/.ssh/{key}",
         "pythonPath": "/path/to/venv/bin",
     }
-
-
-def _reference(text: str, what: str) -> tuple[str, Path | None]:
-    """``module:function``, and the folder where a recipe finds it; None where it is installed."""
-    place, colon, attribute = text.rpartition(":")
-    if not colon or not place or not attribute:
-        raise ExperimentError(f"{what} {text}: write module:function or path/to/file.py:function")
-    if place.endswith(".py"):
-        path = Path(place).expanduser()
-        if not path.is_file():
-            raise ExperimentError(f"{what} {text}: there is no file {path}")
-        if not path.stem.isidentifier():
-            raise ExperimentError(f"{what} {text}: {path.name} cannot be imported; name it by letters, digits and _")
-        return f"{path.stem}:{attribute}", path.absolute().parent
-    if not all(part.isidentifier() for part in place.split(".")):
-        raise ExperimentError(f"{what} {text}: {place} is no module; write module:function or path/to/file.py:function")
-    if _file_of(Path.cwd(), text).exists():
-        return text, Path.cwd()
-    if importlib.util.find_spec(place.partition(".")[0]) is None:
-        raise ExperimentError(f"{what} {text}: there is no module {place} in {Path.cwd()} or installed")
-    return text, None
-
-
-def _file_of(folder: Path, reference: str) -> Path:
-    path = folder.joinpath(*reference.partition(":")[0].split("."))
-    return path / "__init__.py" if (path / "__init__.py").is_file() else path.with_name(f"{path.name}.py")
-
-
-def _dotted(reference: str, folder: Path, common: Path) -> str:
-    return ".".join([*folder.relative_to(common).parts, reference])
 
 
 def _nested(changes: Mapping[str, Any]) -> dict[str, Any]:

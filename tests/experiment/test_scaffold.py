@@ -141,6 +141,11 @@ def test_remote_machines_get_the_code_in_the_folder(place: Path) -> None:
         ("you", "two", 2222),
     ]
     assert load_recipe(place / "mine" / "recipe.yml").folder == str(place / "mine")
+    (place / "own").mkdir()
+    (place / "own" / "__init__.py").touch()
+    (place / "own" / "plain.py").write_text((place / "plain.py").read_text("utf-8"), encoding="utf-8")
+    assert "own" in new("packed --model own.plain:Net --remote me@one")["files"]
+    assert (place / "packed" / "own" / "plain.py").is_file()
 
 
 def test_an_existing_folder_is_left_alone(place: Path) -> None:
