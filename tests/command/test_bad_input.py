@@ -10,7 +10,8 @@ import pytest
 from click.testing import CliRunner
 
 from nni_plugins.cli import commands
-from tests.command.wrong import CASES, Case
+from tests.command.case import Case
+from tests.command.wrong import CASES
 
 
 def contents(folder: Path) -> set[str]:
