@@ -105,7 +105,7 @@ def importance_of(target: str, trials: Sequence[Candidate], results: Mapping[str
     explained = _predicted(columns, values)
     if explained < LEAST_EXPLAINED:
         return without(
-            f"in these {len(used)} trials the parameters do not predict it (cross-validated R² {explained:.2f}): "
+            f"in these {len(values)} trials the parameters do not predict it (cross-validated R² {explained:.2f}): "
             "any order of them would be noise",
             explained,
         )
@@ -113,7 +113,7 @@ def importance_of(target: str, trials: Sequence[Candidate], results: Mapping[str
     order = sorted(shares, key=lambda name: -shares[name])
     return Importance(
         target,
-        len(used),
+        len(values),
         {name: shares[name] for name in order},
         {name: spread[name] for name in order},
         explained,
