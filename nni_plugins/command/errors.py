@@ -30,6 +30,14 @@ from nni_plugins.command.options import Command, write_examples
 from nni_plugins.training.errors import where
 
 OK, FAILED, USAGE, DEFECT, INTERRUPTED = 0, 1, 2, 70, 130
+EXTRAS = {
+    "lightning": ("pytorch_lightning", "lightning"),
+    "export": ("onnx", "onnxruntime", "onnxscript"),
+    "vision": ("torchvision",),
+    "transformers": ("transformers",),
+    "rl": ("tianshou", "gym"),
+}
+"""Extras of this package, by what they install."""
 DEBUG = "NNI_PLUGINS_DEBUG"
 """Set to 1, errors come with their tracebacks; so does ``nni-plugins --debug``."""
 
@@ -158,10 +166,19 @@ def _said(error: BaseException) -> tuple[int, str]:
         return FAILED, f"nni-plugins: {error}"
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # the latter is torch's
         return FAILED, "nni-plugins: out of memory; use a smaller input, batch or model, or a larger machine"
+    if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("nni_plugins"):
+        package = error.name.partition(".")[0]
+        return FAILED, f"nni-plugins: this needs the package {package}: pip install {_package_of(package)}"
     if isinstance(error, OSError) and error.strerror:
         place = f"{error.filename}: " if error.filename else ""
         return FAILED, f"nni-plugins: {place}{error.strerror}{_remedy(error)}"
     return DEFECT, _defect(error)
+
+
+def _package_of(module: str) -> str:
+    """What to install for a module: our extra where there is one."""
+    extra = next((extra for extra, modules in EXTRAS.items() if module in modules), None)
+    return module if extra is None else f"'nni-plugins[{extra}]'"
 
 
 def _usage(error: click.ClickException) -> str:

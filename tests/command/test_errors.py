@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner
 
 from nni_plugins.cli import commands
-from nni_plugins.command.errors import DEBUG
+from nni_plugins.command.errors import DEBUG, EXTRAS
 from nni_plugins.experiment.errors import ExperimentError, Interrupted
 from tests.command.wrong import CASES
 
@@ -39,6 +39,7 @@ def status(monkeypatch: pytest.MonkeyPatch, error: BaseException, *options: str)
         (KeyboardInterrupt(), 130, "nni-plugins: stopped by Ctrl-C\n"),
         (PermissionError(13, "Permission denied", "/etc/x"), 1, "nni-plugins: /etc/x: Permission denied; give "),
         (OSError(28, "No space left on device", "/data/x"), 1, "nni-plugins: /data/x: No space left on device; free "),
+        (ModuleNotFoundError("No module named 'onnx'", name="onnx"), 1, "nni-plugins: this needs the package onnx: "),
         (MemoryError(), 1, "nni-plugins: out of memory; "),
     ],
 )
@@ -49,6 +50,13 @@ def test_each_end_has_its_code_and_its_line(
     assert (answer.exit_code, answer.stdout) == (code, "")
     assert answer.stderr.startswith(line)
     assert answer.stderr.count("\n") == 1
+
+
+def test_extras_are_those_of_the_package() -> None:
+    text = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
+    for extra, modules in EXTRAS.items():
+        (listed,) = re.findall(rf"^{extra} = \[(.*)\]", text, re.MULTILINE)
+        assert all(module in listed.replace("-", "_") for module in modules)
 
 
 def test_a_defect_names_the_file_with_its_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
