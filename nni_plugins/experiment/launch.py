@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from nni_plugins.experiment.config_check import check_content, read_config, reason_of
 from nni_plugins.experiment.errors import ExperimentError
 from nni_plugins.experiment.health import why_waiting
+from nni_plugins.experiment.logs import tuner_error
 from nni_plugins.experiment.machines import Found, Machine, check_machines, host_keys, machines_of, own_facts
 from nni_plugins.experiment.manager import Manager, experiment_on
 from nni_plugins.experiment.node import LOOPBACK, preloaded
@@ -332,6 +333,8 @@ def _early_error(running: Running) -> str:
             status, errors = running.manager.status()
             if status == "ERROR" and not running.manager.trials():
                 return "; ".join(errors) or "NNI does not say why"
+            if raised := tuner_error(running.folder):
+                return f"the tuner died: {raised}"
             if status != "INITIALIZED" and (running.manager.trials() or why_waiting(running.folder)):
                 return ""
         except ExperimentError:

@@ -12,8 +12,10 @@ from typing import Any
 
 import psutil
 import pytest
+import yaml
 
 from nni_plugins.experiment.node import events
+from tests.end_to_end import test_nas
 from tests.end_to_end.machines import SSHD, Daemon, make_daemon
 
 pytestmark = [
@@ -103,6 +105,52 @@ def test_a_machine_that_is_lost_costs_its_running_trial_and_no_more(
     kinds = [event["kind"] for event in events(Path(findings["experiment"]["folder"]))]
     assert kinds.count("ready") == 2
     assert "lost" in kinds
+
+
+@pytest.mark.slow
+def test_an_architecture_search_runs_over_two_machines(
+    nni_home: Any, port: int, machines: list[Daemon], tmp_path: Path
+) -> None:
+    folder, output = tmp_path / "experiment", tmp_path / "report"
+    folder.mkdir()
+    (folder / "net.py").write_text(test_nas.SPACE, encoding="utf-8")
+    (folder / "recipe.yml").write_text(yaml.safe_dump(test_nas.RECIPE), encoding="utf-8")
+    nas = {**test_nas.CONFIG["nas"], "strategy": {"name": "Random"}}
+    config = {**test_nas.CONFIG, "nas": nas, "trialConcurrency": 2, **remote(machines)}
+    del config["trialCommand"]
+    (folder / "config.yml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    command = ["nni-plugins", "run", str(folder), "--port", str(port), "--output", str(output), "--json"]
+    findings = json.loads(nni_home.run(*command).stdout)
+    assert [one["status"] for one in findings["candidates"]] == ["SUCCEEDED"] * 3
+    assert (output / "top" / "2" / "compact.safetensors").is_file()
+    for machine in machines:
+        assert list(machine.home.glob("nni-experiments/*/environments/*/trials/*/compact.safetensors"))
+
+
+@pytest.mark.slow
+def test_amc_runs_over_two_machines(
+    nni_home: Any, port: int, write_experiment: Callable[..., Path], machines: list[Daemon]
+) -> None:
+    space = {
+        f"prune.groups.{name}": {"_type": "uniform", "_value": [0.0, 0.8]} for name in ("stage1", "stage2", "stage3")
+    }
+    folder = write_experiment(
+        space=space,
+        recipe={"search": {"mode": "quick"}, "finetune": {"epochs": 1}, "prune": {"target": "channels"}},
+        maxTrialNumber=6,
+        tuner={
+            "className": "nni_plugins.search.AMCTuner",
+            "codeDirectory": ".",
+            "classArgs": {"recipe": "recipe.yml", "warmup": 2},
+        },
+        **remote(machines),
+    )
+    answer = nni_home.run("nni-plugins", "run", str(folder), "--port", str(port), "--json")
+    findings = json.loads(answer.stdout)
+    assert [one["status"] for one in findings["candidates"]] == ["SUCCEEDED"] * 6
+    assert findings["compact"]["macs"] <= 0.6 * findings["dense"]["macs"]
+    for machine in machines:
+        assert list(machine.home.glob("nni-experiments/*/environments/*/trials/*/metrics.json"))
 
 
 def left_running(machines: list[Daemon]) -> Iterator[psutil.Process]:
