@@ -146,7 +146,7 @@ def bench(**options: Any) -> None:
     ],
 )
 @click.argument("target", shell_complete=complete.complete_target)
-@option("--format", "formats", multiple=True, type=click.Choice(["onnx", "pt2", "tensorrt"]), default=("onnx",))
+@option("--format", "formats", multiple=True, type=click.Choice(["onnx", "pt2", "tensorrt", "openvino"]), default=("onnx",))
 @input_option
 @inputs_option
 @option("--output", type=PATH, help="Folder for the files (default: the target's, or outputs/export).")
@@ -157,8 +157,11 @@ def export(**options: Any) -> None:
 
     TARGET is a folder that a run or compress left (outputs/NAME), or module:function.
     """
+    from nni_plugins.command.places import check_writable
     from nni_plugins.report.export import run
 
+    if options["output"] is not None:
+        check_writable(options["output"], "--output")
     run(**options)
 
 

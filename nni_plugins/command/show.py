@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,12 +15,18 @@ import click
 if TYPE_CHECKING:
     from rich.console import Console
 
+PIPED = 200
+"""Width where there is no terminal: a row of a table stays one line, for grep and awk."""
+
 
 def results() -> Console:
     """Where results go: plain text without colours when it is no terminal."""
     from rich.console import Console
 
-    return Console(markup=False)  # names and paths may hold brackets
+    console = Console(markup=False)  # names and paths may hold brackets
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = PIPED
+    return console
 
 
 def progress(wanted: bool | None, default: bool | None = None) -> Console:
