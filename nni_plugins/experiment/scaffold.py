@@ -341,8 +341,10 @@ def _config(wanted: Wanted) -> dict[str, Any]:
 
 
 def _config_text(config: dict[str, Any], folder: Path, name: str) -> str:
-    head = f"# For `nni-plugins run {folder if name == 'config.yml' else folder / name}`, or\n"
-    return f"{head}# `nnictl create --config {folder / name}`.\n{yaml.safe_dump(config, sort_keys=False)}"
+    head = f"# For `nni-plugins run {folder / name}`, which looks at the machines first. Set pythonPath.\n"
+    if name == "config.yml":
+        head = f"# For `nni-plugins run {folder}`, or `nnictl create --config {folder / name}`.\n"
+    return head + yaml.safe_dump(config, sort_keys=False)
 
 
 def _check_config(path: Path) -> None:

@@ -106,14 +106,17 @@ def test_it_is_quick_and_imports_nothing_heavy(place: Path) -> None:
     )
     words = "nni-plugins compress recipe.yml --set prune.pruner="
     environment = {**os.environ, "_NNI_PLUGINS_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": "4"}
-    seconds = []
-    for _ in range(3):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        answer = subprocess.run(
-            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60
-        )
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    timed = [seconds_of([sys.executable, "-c", code], environment) for _ in range(3)]
+    answer = timed[0][1]
     assert "magnitude" in answer.stdout
     assert "heavy set()" in answer.stderr
-    assert min(seconds) < 0.3  # of the processor: what else runs here does not count
+    bare = min(seconds_of([sys.executable, "-c", "import click, yaml"], environment)[0] for _ in range(3))
+    assert min(seconds for seconds, _ in timed) < max(0.3, 4 * bare)  # where Python itself is slow, so is this
+
+
+def seconds_of(command: list[str], environment: dict[str, str]) -> tuple[float, subprocess.CompletedProcess[str]]:
+    """Seconds of the processor that a command takes: what else runs here does not count."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    answer = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, answer
