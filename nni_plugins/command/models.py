@@ -146,7 +146,13 @@ def bench(**options: Any) -> None:
     ],
 )
 @click.argument("target", shell_complete=complete.complete_target)
-@option("--format", "formats", multiple=True, type=click.Choice(["onnx", "pt2", "tensorrt", "openvino"]), default=("onnx",))
+@option(
+    "--format",
+    "formats",
+    multiple=True,
+    type=click.Choice(["onnx", "pt2", "tensorrt", "openvino"]),
+    default=("onnx",),
+)
 @input_option
 @inputs_option
 @option("--output", type=PATH, help="Folder for the files (default: the target's, or outputs/export).")

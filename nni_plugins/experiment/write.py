@@ -15,6 +15,10 @@ EXPORTED = {
     "compact.onnx": "the compact model for onnxruntime and others",
     "int8.onnx": "the same in 8 bits; its test metric is the one above",
     "compact.pt2": "the compact model for `torch.export.load`",
+    "compact.xml": "the compact model for OpenVINO, with `compact.bin`",
+    "compact.bin": "its weights",
+    "int8.xml": "the model in 8 bits for OpenVINO, with `int8.bin`",
+    "int8.bin": "its weights",
 }
 """What an export step leaves, and what it is."""
 KEPT = (

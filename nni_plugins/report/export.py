@@ -35,6 +35,7 @@ def run(
     import click
 
     from nni_plugins.export.onnx import export_onnx
+    from nni_plugins.export.openvino import export_openvino
     from nni_plugins.export.pt2 import export_pt2
     from nni_plugins.export.tensorrt import check_tensorrt
 
@@ -49,11 +50,18 @@ def run(
             said["metrics"] = json.loads(metrics.read_text(encoding="utf-8"))
         made: dict[str, Any] = {}
         try:
-            if {"onnx", "tensorrt"} & set(formats):
+            if {"onnx", "tensorrt", "openvino"} & set(formats):
                 done = export_onnx(model, example, folder / ONNX, dynamic_batch=not fixed_batch, metadata=said)
                 made["onnx"] = done.to_dict()
             if "tensorrt" in formats:
                 made["tensorrt"] = check_tensorrt(folder / ONNX)
+            if "openvino" in formats:
+                free = made["onnx"]["dynamic_batch"]
+                target_file = (folder / ONNX).with_suffix(".xml")
+                done = export_openvino(
+                    folder / ONNX, model, example, target_file, dynamic_batch=free, metadata=said
+                )  # fmt: skip
+                made["openvino"] = done.to_dict()
             if "pt2" in formats:
                 done = export_pt2(model, example, folder / PT2, dynamic_batch=not fixed_batch, metadata=said)
                 made["pt2"] = done.to_dict()

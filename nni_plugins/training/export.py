@@ -15,8 +15,10 @@ from nni_plugins.training.recipe import Recipe
 if TYPE_CHECKING:
     from nni_plugins.training.quantize import Quantized
 
-FILES = FLOAT, INT8, PT2 = "compact.onnx", "int8.onnx", "compact.pt2"
-PACKAGES = {"onnx": ("onnx", "onnxruntime", "onnxscript"), "tensorrt": ("onnx", "onnxruntime", "onnxscript")}
+FLOAT, INT8, PT2 = "compact.onnx", "int8.onnx", "compact.pt2"
+FILES = (FLOAT, INT8, PT2, "compact.xml", "compact.bin", "int8.xml", "int8.bin")
+_ONNX = ("onnx", "onnxruntime", "onnxscript")
+PACKAGES: dict[str, tuple[str, ...]] = {"onnx": _ONNX, "tensorrt": _ONNX, "openvino": (*_ONNX, "openvino")}
 """What a format needs beside torch."""
 
 
@@ -92,7 +94,7 @@ def export(
     settings, made = recipe.export, dict[str, Any]()
     common: dict[str, Any] = {"dynamic_batch": settings.dynamic_batch, "metadata": said}
     try:
-        if {"onnx", "tensorrt"} & set(settings.formats):
+        if {"onnx", "tensorrt", "openvino"} & set(settings.formats):
             file = output / FLOAT
             made["onnx"] = export_onnx(compact, example, file, opset=settings.opset, **common).to_dict()
             if quantized is not None:
@@ -103,6 +105,9 @@ def export(
                 ).to_dict()  # fmt: skip
             if "tensorrt" in settings.formats:
                 made["tensorrt"] = check_tensorrt(file)
+            if "openvino" in settings.formats:
+                held = {"onnx": compact, "int8": None if quantized is None else quantized.model}
+                made |= _as_openvino(made, held, example, output, said)
         if "pt2" in settings.formats:
             made["pt2"] = export_pt2(compact, example, output / PT2, **common).to_dict()
     except ExportError as error:
@@ -112,3 +117,21 @@ def export(
         if "path" in item:
             item["path"] = Path(item["path"]).name
     return made
+
+
+def _as_openvino(
+    made: dict[str, Any], models: dict[str, nn.Module | None], example: Any, output: Path, said: dict[str, Any]
+) -> dict[str, Any]:
+    """Convert the ONNX files that were written; each is held against the model that it came from."""
+    from nni_plugins.export.openvino import export_openvino
+
+    found = {}
+    for name, model in models.items():
+        if name in made and model is not None:
+            file = output / (FLOAT if name == "onnx" else INT8)
+            done = export_openvino(
+                file, model, example, file.with_suffix(".xml"), dynamic_batch=made[name]["dynamic_batch"],
+                metadata=said, quantized=name == "int8",
+            )  # fmt: skip
+            found["openvino" if name == "onnx" else "openvino_int8"] = done.to_dict()
+    return found

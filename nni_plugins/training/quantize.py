@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from nni_plugins.training.errors import CompressionError, RecipeError, first_line
 from nni_plugins.training.fold_norms import LAYERS, flow, fold_norms
 from nni_plugins.training.loaders import apply, split_batch
-from nni_plugins.training.loop import Loop
+from nni_plugins.training.loop import Loop, batches_of
 from nni_plugins.training.recipe import Recipe
 
 ADDITIONS = ("add", "__add__", "__iadd__", "__radd__", "add_", "sub", "__sub__", "cat", "concat", "mul", "__mul__")
@@ -234,7 +234,9 @@ def _calibrate(
             quantizer: Any = PtqQuantizer(model, entries, evaluator)
             length: tuple[Any, Any] = (0, None)
         elif settings.method == "qat":
-            quantizer = QATQuantizer(model, entries, evaluator, quant_start_step=settings.calibrate_batches)
+            steps = settings.epochs * batches_of(trainer.data.train)
+            start = min(settings.calibrate_batches, steps // 2)  # a short training rounds in its second half, at least
+            quantizer = QATQuantizer(model, entries, evaluator, quant_start_step=start)
             length = (None, settings.epochs)
         else:
             quantizer = LsqQuantizer(model, entries, evaluator)

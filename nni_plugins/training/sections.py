@@ -191,8 +191,8 @@ class ExportSettings:
     formats: tuple[str, ...] = option(
         (),
         "onnx: compact.onnx, and int8.onnx where the model is quantised; pt2: torch.export; tensorrt: onnx, checked "
-        "against TensorRT's documented rules",
-        choices=("onnx", "pt2", "tensorrt"),
+        "against TensorRT's documented rules; openvino: the same models as .xml and .bin",
+        choices=("onnx", "pt2", "tensorrt", "openvino"),
     )
     dynamic_batch: bool = option(True, "leave the size of the batch free, where the model allows it")
     opset: int | None = option(None, "of ONNX; null: the exporter's own", low=17)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -179,3 +181,11 @@ def test_layers_of_a_fused_transformer_run(trained):
     with torch.no_grad():
         assert (made.model(images) - made.plain()(images)).abs().max() > 0  # activations are rounded
         torch.testing.assert_close(made.model(images), model(images), rtol=0.1, atol=0.1)
+
+
+def test_a_training_shorter_than_its_calibration_rounds_all_the_same(trained):
+    recipe, model, loop = trained
+    changes = {"quantize.method": "qat", "quantize.epochs": 1, "quantize.calibrate_batches": 10_000}
+    made = quantize(recipe.with_values(changes), copy.deepcopy(model), loop)
+    assert all({"weight", "input"} <= set(grids) for grids in made.grids.values())
+    assert loop.evaluate(made.model) > loop.evaluate(model) - 0.1
