@@ -126,6 +126,7 @@ def test_the_number_of_replays_does_not_grow_with_depth(written, monkeypatch):
     assert counts[0] == counts[1] < 20
 
 
+@pytest.mark.alone
 def test_a_deep_transformer_is_watched_in_bounded_time():
     start = time.perf_counter()
     graph = ChannelGraph.watch(Transformer(48, written=True), X)

@@ -66,6 +66,7 @@ def test_every_command_has_its_place_in_the_help() -> None:
         assert code in text.replace("\n  ", " ")
 
 
+@pytest.mark.alone
 def test_help_is_quick() -> None:
     seconds = []
     for _ in range(3):

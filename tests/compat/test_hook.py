@@ -169,6 +169,7 @@ def test_missing_module_is_still_missing(install):
         importlib.import_module("defective_package.nowhere")
 
 
+@pytest.mark.alone
 def test_importing_us_is_cheap():
     code = """
         import sys, time
@@ -195,6 +196,7 @@ def test_patches_are_named_and_explained():
     assert all(patch.mends and "\n" not in patch.mends and patch.module for patch in patches())
 
 
+@pytest.mark.alone
 def test_look_up_of_other_modules_costs_nothing():
     finder = PatchFinder(patches())
     start = time.perf_counter()

@@ -224,6 +224,7 @@ def test_any_budget_is_met_or_refused_in_one_line(name, scope, target, sparsity,
     assert all(np.array_equal(kept[group], again[group]) for group in again)
 
 
+@pytest.mark.alone
 def test_selection_is_fast_for_many_groups():
     """100 groups: a budget search takes tens of milliseconds, not seconds."""
     import time

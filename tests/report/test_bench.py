@@ -26,6 +26,7 @@ def _net(width: int) -> nn.Module:
     )  # fmt: skip
 
 
+@pytest.mark.alone
 def test_a_smaller_model_is_faster_in_every_runtime():
     models = {"dense": _net(64), "compact": _net(8)}
     timings = bench(models, torch.randn(1, 1, 16, 16), runtimes=("eager", "onnx"), batches=(1, 4), seconds=0.3)

@@ -140,6 +140,7 @@ def test_killed_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert len(tuner(warmup=5).memory) == 13  # networks anew, episodes whole
 
 
+@pytest.mark.alone
 def test_suggestion_and_update_after_a_thousand_trials_take_less_than_50_ms() -> None:
     one = tuner(warmup=1100, memory=1000)
     run(one, 1000)

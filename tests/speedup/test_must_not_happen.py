@@ -280,6 +280,7 @@ class Mixed(nn.Module):
         return self.out(self.attend(x)).mean(1)
 
 
+@pytest.mark.alone
 def test_memory_is_flat_over_fifty_speedups_in_one_process():
     """Bytes of the process, number of Python objects, and the models themselves: nothing is kept."""
     kept = []
@@ -485,6 +486,7 @@ def seconds_of(depth, **options):
     return spent
 
 
+@pytest.mark.alone
 def test_a_deep_custom_transformer_does_not_hang():
     """Once 67 s for 48 layers, and growing with the square of the depth: each layer was replayed by itself."""
     seconds_of(2)

@@ -24,6 +24,7 @@ class Slow(nn.Module):
         return x
 
 
+@pytest.mark.alone
 def test_after_warm_up():
     torch.set_num_threads(2)
     model = Slow().train()
