@@ -36,7 +36,8 @@ def shown(program: str) -> list[Command]:
 def parse(words: tuple[str, ...]) -> click.Context:
     """Parse as the command line does; nothing is run."""
     group = cli.make_context(OURS, list(words[1:]))
-    name, command, rest = cli.resolve_command(group, [*group._protected_args, *group.args])
+    held = getattr(group, "_protected_args", None) or getattr(group, "protected_args", [])  # by click's version
+    name, command, rest = cli.resolve_command(group, [*held, *group.args])
     assert command is not None
     return command.make_context(name, rest, parent=group)
 

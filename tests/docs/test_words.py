@@ -7,8 +7,12 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
-from tests.docs.pages import ROOT, rows
+from nni_plugins.search.spaces import check_space
+from nni_plugins.training.recipe import Recipe, recipe_from_dict
+from nni_plugins.training.schema import field_paths
+from tests.docs.pages import PAGES, ROOT, blocks, name_of, rows
 
 DOCS = ROOT / "docs"
 TROUBLE = (DOCS / "troubleshooting.md").read_text(encoding="utf-8")
@@ -84,3 +88,29 @@ def test_the_api_pages_name_packages(tmp_path: Path) -> None:
     for page in (DOCS / "reference").glob("*.md"):
         for name in re.findall(r"^::: ([\w.]+)", page.read_text(encoding="utf-8"), re.MULTILINE):
             assert (ROOT / name.replace(".", "/")).is_dir() or (ROOT / f"{name.replace('.', '/')}.py").is_file()
+
+
+SECTIONS = {path.partition(".")[0] for path, *_ in field_paths(Recipe)}
+YAML = [
+    pytest.param(block.text, id=f"{name_of(page)}:{block.line}")
+    for page in PAGES
+    for block in blocks(page)
+    if block.language in ("yaml", "yml")
+]
+
+
+@pytest.mark.parametrize("text", YAML)
+def test_recipes_and_spaces_are_valid(text: str) -> None:
+    """A block is YAML; one whose fields are all a recipe's is a recipe, and names with dots are a search space."""
+    tree = yaml.safe_load(text)
+    assert isinstance(tree, dict)
+    space = tree.get("searchSpace") or {name: value for name, value in tree.items() if "." in name}
+    if set(tree) <= SECTIONS:
+        recipe_from_dict(tree)
+    if space:
+        check_space(space)
+        assert {name for name in space if name.partition(".")[0] not in SECTIONS} == set()
+
+
+def test_there_are_recipes_to_look_at() -> None:
+    assert sum(set(yaml.safe_load(case.values[0])) <= SECTIONS for case in YAML) >= 3
