@@ -6,7 +6,7 @@
 The commands are those of docs/first-experiment.md and docs/guides/own-model.md, run one after the other in an empty
 folder, each a process of its own, and timed from its start to its end. What pip downloads depends on the line, so the
 installation is timed apart, and its cache may be warm: say so beside the number. Writes
-benchmarks/results/strangers_path.json; ``--table`` prints what docs/strangers-path.md shows.
+benchmarks/results/strangers_path.json, and the tables of docs/strangers-path.md; ``--table`` writes these only.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "strangers_path.json"
 PAGE = ROOT / "docs" / "guides" / "own-model.md"
+SHOWN = ROOT / "docs" / "strangers-path.md"
+MARKS = "<!-- tables: benchmarks/strangers_path.py -->\n", "<!-- end of tables -->\n"
 PATHS = {"clone": "from a clone to a first report", "own": "from a model of one's own to a compact ONNX file"}
 
 
@@ -63,9 +65,7 @@ def own_model(folder: Path, environment: dict[str, str]) -> list[dict[str, Any]]
     (folder / "net.py").write_text(text[1], encoding="utf-8")
     steps = [run(command, folder, environment) for command in own_commands()]
     onnx = folder / "outputs" / "mine" / "best" / "compact.onnx"
-    findings = json.loads((folder / "outputs" / "mine" / "report.json").read_text(encoding="utf-8"))
     steps[-1]["onnx_bytes"] = onnx.stat().st_size
-    steps[-1]["trials"] = len(findings["trials"])
     return steps
 
 
@@ -91,7 +91,7 @@ def table(found: dict[str, Any]) -> str:
         steps = found[name]["steps"]
         counted = [step for step in steps if step["command"] != "make install"]  # `make demo` does it by itself
         total = sum(step["seconds"] for step in steps)
-        lines += [f"### {title.capitalize()}: {len(counted)} commands, {total / 60:.1f} minutes", ""]
+        lines += [f"## {title[0].upper()}{title[1:]}: {len(counted)} commands, {total / 60:.1f} minutes", ""]
         lines += ["| command | seconds |", "|---|---|"]
         lines += [f"| `{step['command']}` | {step['seconds']:.0f} |" for step in steps] + [""]
         machine = ", ".join(f"{key} {value}" for key, value in found[name]["machine"].items())
@@ -99,16 +99,24 @@ def table(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def show(found: dict[str, Any]) -> None:
+    """Put the tables into the page."""
+    text = SHOWN.read_text(encoding="utf-8")
+    before, rest = text.split(MARKS[0])
+    SHOWN.write_text(before + MARKS[0] + table(found) + MARKS[1] + rest.split(MARKS[1])[1], encoding="utf-8")
+    print(table(found))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--clone", action="store_true", help="a fresh clone and make demo too")
     parser.add_argument("--pip-flags", default="", help="for make: an index of CPU builds, for example")
     parser.add_argument("--note", default="", help="what else is to be known: other work on the machine, a warm cache")
-    parser.add_argument("--table", action="store_true", help="print the tables of the page; run nothing")
+    parser.add_argument("--table", action="store_true", help="write the tables of the page; run nothing")
     options = parser.parse_args()
     found: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
     if options.table:
-        print(table(found))
+        show(found)
         return 0
     sys.path.insert(0, str(ROOT))
     from nni_plugins.report.environment import environment as machine
@@ -130,8 +138,8 @@ def main() -> int:
                 environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
                 steps = own_model(folder, environment)
             found[path] = {"steps": steps, "machine": machine(), "date": str(date.today()), "note": options.note}
-    RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    print(table(found))
+            RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    show(found)
     return 0
 
 
