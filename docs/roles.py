@@ -1,4 +1,4 @@
-"""For the site: names in docstrings, such as ``:class:`~package.Name` ``, as Markdown has them. Loaded by mkdocs.yml."""
+"""For the site: names in docstrings, ``:class:`~package.Name` ``, as code in Markdown. Loaded by mkdocs.yml."""
 
 from __future__ import annotations
 
