@@ -17,6 +17,7 @@ import logging
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,8 @@ def as_trial(work: Callable[[Path, dict[str, Any]], None]) -> int:
             work(output, parameters)
             save_environment(output)
     except Exception as error:
+        if _said_by_another(error, output):
+            return 1
         reason = " ".join(str(error).split()) or type(error).__name__
         expected = type(error).__name__ in EXPECTED
         logger.error("this trial cannot work: %s", reason, exc_info=not expected)
@@ -84,6 +87,20 @@ def as_trial(work: Callable[[Path, dict[str, Any]], None]) -> int:
         print(reason, file=sys.stderr)
         return 1
     return 0
+
+
+def _said_by_another(error: Exception, output: Path) -> bool:
+    """Wait for the reason of the process that failed first, where this one only lost its connection to it."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return False
+    from nni_plugins.training.processes import lost_another
+
+    deadline = time.monotonic() + 5
+    while lost_another(error) and time.monotonic() < deadline:
+        if (output / FAILURE).exists():
+            return True
+        time.sleep(0.1)
+    return False
 
 
 EXPECTED = {"CompressionError", "RecipeError", "TimeoutError"}

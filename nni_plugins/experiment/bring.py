@@ -11,7 +11,7 @@ from typing import Any
 from nni_plugins.experiment.errors import ExperimentError
 from nni_plugins.experiment.fetch import Fetcher
 from nni_plugins.experiment.folders import FAILURE
-from nni_plugins.experiment.health import why_waiting
+from nni_plugins.experiment.health import bad_metrics, why_ended, why_waiting
 from nni_plugins.experiment.machines import Machine, machines_of_profile
 from nni_plugins.experiment.manifest import Known
 from nni_plugins.experiment.node import events
@@ -33,6 +33,8 @@ class Bringing:
         Called with the trials.
     say
         Called with one line on what could not be brought, and on why no trial starts.
+    limit
+        ``maxTrialDuration``, as in the configuration.
     """
 
     def __init__(
@@ -41,8 +43,10 @@ class Bringing:
         experiment: Path,
         show: Callable[[list[Trial]], None],
         say: Callable[[str], Any],
+        limit: Any = None,
     ) -> None:
         self._machines = machines
+        self._limit = limit
         self._experiment = experiment
         self._show = show
         self._say = say
@@ -56,11 +60,13 @@ class Bringing:
         return self
 
     def __call__(self, trials: list[Trial]) -> None:
-        if self._pool is not None:
-            for trial in trials:
-                if trial.status in ENDED and trial.id not in self._asked:
-                    self._asked.add(trial.id)
+        for trial in trials:
+            if trial.status in ENDED and trial.id not in self._asked:
+                self._asked.add(trial.id)
+                if self._pool is not None:
                     self._pool.submit(self._bring, trial)
+                else:
+                    self._keep(trial)
         self._show(trials)
         waiting = why_waiting(self._experiment)
         if waiting != self._waiting:
@@ -73,19 +79,31 @@ class Bringing:
         self._pool.shutdown(wait=True)
         for trial in self._later:
             try:
-                self._fetcher.trial(trial.id)
+                self._keep(trial, self._fetcher.trial(trial.id))
             except ExperimentError as error:
                 self._say(f"warning: {error}")
         self._fetcher.__exit__()
 
     def _bring(self, trial: Trial) -> None:
         try:
-            self._fetcher.trial(trial.id)
+            folder = self._fetcher.trial(trial.id)
         except ExperimentError:
             if not keep_loss(self._experiment, trial):
                 self._later.append(trial)
         else:
-            keep_loss(self._experiment, trial)
+            if not keep_loss(self._experiment, trial):
+                self._keep(trial, folder)
+
+    def _keep(self, trial: Trial, folder: Path | None = None) -> None:
+        """Write why NNI ended a trial, or why its result does not count, into its folder and its log."""
+        folder = folder or trial.folder
+        reason = why_ended(trial, bad_metrics(self._experiment), self._limit)
+        if folder is None or not reason or (folder / FAILURE).exists():
+            return
+        try:
+            _write(folder, reason, "Stopped" if trial.status != "SUCCEEDED" else "NoResult", trial)
+        except OSError as error:
+            self._say(f"warning: {folder}: {error.strerror}")
 
 
 def keep_loss(experiment: Path, trial: Trial) -> bool:
@@ -94,11 +112,16 @@ def keep_loss(experiment: Path, trial: Trial) -> bool:
         if event["kind"] == "lost" and trial.id in (event.get("trials") or []) and trial.status != "SUCCEEDED":
             folder = trial.folder or experiment / "environments" / str(event["environment"]) / "trials" / trial.id
             folder.mkdir(parents=True, exist_ok=True)
-            reason = f"{LOST}: the SSH connection to {event.get('machine')} ended"
-            failure = {"reason": reason, "error": "MachineLost", "parameters": trial.parameters}
-            (folder / FAILURE).write_text(json.dumps(failure, indent=2, default=str), encoding="utf-8")
+            _write(folder, f"{LOST}: the SSH connection to {event.get('machine')} ended", "MachineLost", trial)
             return True
     return False
+
+
+def _write(folder: Path, reason: str, error: str, trial: Trial) -> None:
+    failure = {"reason": reason, "error": error, "parameters": trial.parameters}
+    (folder / FAILURE).write_text(json.dumps(failure, indent=2, default=str), encoding="utf-8")
+    with (folder / "trial.log").open("a", encoding="utf-8") as log:
+        log.write(f"{reason}\n")
 
 
 def bring_missing(known: Known, trials: Sequence[Trial], say: Callable[[str], Any]) -> list[Trial]:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 LARGEST = 4 << 30
 """Bytes of the largest file that is brought here."""
+SILENCE_SECONDS = 60.0
+"""A machine that is silent for so long in the middle of a file is lost."""
 SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 """Names of files and folders that are; anything else stays there."""
 
@@ -90,8 +92,11 @@ class Fetcher:
 
     def _session(self, machine: Machine) -> paramiko.SFTPClient:
         if machine not in self._sessions:
-            client = self._stack.enter_context(connected(machine))
-            self._sessions[machine] = client.open_sftp()
+            session = self._stack.enter_context(connected(machine)).open_sftp()
+            channel = session.get_channel()
+            assert channel is not None
+            channel.settimeout(SILENCE_SECONDS)
+            self._sessions[machine] = session
         return self._sessions[machine]
 
     def _find(self, session: paramiko.SFTPClient, trial: str) -> tuple[str, str] | None:

@@ -59,7 +59,7 @@ def write_failure(output: Path, reason: str, error: BaseException, parameters: d
     """Keep the reason why the trial failed, and with which parameters, in ``failure.json`` of its folder."""
     output.mkdir(parents=True, exist_ok=True)
     failure = {"reason": reason, "error": type(error).__name__, "parameters": parameters}
-    temporary = output / f"{FAILURE}.tmp"
+    temporary = output / f"{FAILURE}.{os.getpid()}.tmp"  # of several processes, each may fail
     temporary.write_text(json.dumps(failure, indent=2, default=str), encoding="utf-8")
     temporary.replace(output / FAILURE)
 

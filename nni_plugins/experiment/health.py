@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ CUT = ("USER_CANCELED", "EARLY_STOPPED", "SYS_CANCELED")
 def why_waiting(experiment: Path) -> str:
     """Why no further trial starts, as the manager last noted it; empty when it does not wait."""
     reason = ""
-    for event in events(experiment):
+    for event in _since_start(experiment):
         if event["kind"] in ("waiting", "started"):
             reason = str(event.get("reason", ""))
     return reason
@@ -27,10 +28,17 @@ def why_waiting(experiment: Path) -> str:
 def lost_machines(experiment: Path) -> list[str]:
     """The machines (``host:port``) that were lost and are not back."""
     lost: dict[str, bool] = {}
-    for event in events(experiment):
+    for event in _since_start(experiment):
         if event["kind"] in ("lost", "given up", "ready"):
             lost[str(event.get("machine"))] = event["kind"] != "ready"
     return [machine for machine, gone in lost.items() if gone]
+
+
+def _since_start(experiment: Path) -> list[dict[str, Any]]:
+    """What the manager noted since it was last started."""
+    found = events(experiment)
+    starts = [index for index, event in enumerate(found) if event["kind"] == "begun"]
+    return found[starts[-1] :] if starts else found
 
 
 def why_stopped(experiment: Path, errors: list[str] | tuple[str, ...] = ()) -> str:
@@ -49,9 +57,24 @@ def why_stopped(experiment: Path, errors: list[str] | tuple[str, ...] = ()) -> s
     return said or manager_error(experiment)
 
 
-def cut_off(trial: Trial, profile: dict[str, Any]) -> str:
+def why_ended(trial: Trial, bad: Mapping[str, str], limit: Any) -> str:
+    """Why a trial has no result that counts: its own reason, its time limit, or what it reported.
+
+    Parameters
+    ----------
+    trial
+        One that has ended.
+    bad
+        Of :func:`bad_metrics`.
+    limit
+        ``maxTrialDuration``.
+    """
+    reported = bad.get(trial.id, "") if trial.status == "SUCCEEDED" and not trial.metrics else ""
+    return reported or trial.reason or _cut_off(trial, duration_seconds(limit))
+
+
+def _cut_off(trial: Trial, limit: float | None) -> str:
     """Why NNI stopped a trial: its time limit, where it ran that long."""
-    limit = duration_seconds((profile.get("params") or {}).get("maxTrialDuration"))
     if trial.status in CUT and limit is not None and trial.started is not None and trial.ended is not None:
         seconds = trial.ended - trial.started
         if seconds >= limit:

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nni_plugins.experiment.config_check import check_content, read_config, reason_of
 from nni_plugins.experiment.errors import ExperimentError
@@ -26,9 +26,6 @@ from nni_plugins.experiment.logs import tuner_error
 from nni_plugins.experiment.machines import Found, Machine, check_machines, host_keys, machines_of, own_facts
 from nni_plugins.experiment.manager import Manager, experiment_on
 from nni_plugins.experiment.node import LOOPBACK, preloaded
-
-if TYPE_CHECKING:
-    from nni_plugins.experiment.manifest import Known
 
 START_SECONDS = 90.0
 """NNI gives its web server four seconds to start, which a busy machine does not keep."""
@@ -208,26 +205,6 @@ def check_port(port: int) -> None:
             other = experiment_on(port)
             owner = f"NNI's experiment {other}" if other else "another program"
             raise ExperimentError(f"port {port} is taken by {owner}; choose another one with --port") from None
-
-
-def load_stopped(known: Known) -> Any:
-    """NNI's configuration of a stopped experiment, to go on with it.
-
-    Raises
-    ------
-    ExperimentError
-        When it still runs, or its configuration cannot be read.
-    """
-    from nni.experiment.launcher import get_stopped_experiment_config
-
-    if known.port is not None:
-        raise ExperimentError(
-            f"experiment {known.id} still runs on port {known.port}; `nnictl stop {known.id}` stops it"
-        )
-    try:
-        return get_stopped_experiment_config(known.id, known.folder.parent)
-    except Exception as error:
-        raise ExperimentError(f"{known.folder}: its configuration cannot be read ({_one_line(error)})") from None
 
 
 def look_at_machines(config: Any) -> list[Found]:

@@ -6,6 +6,11 @@ import re
 from pathlib import Path
 
 LINE = re.compile(r"^\[[^\]]*\] (?P<level>[A-Z]+) (?:\((?P<source>[^)]*)\))?(?P<text>.*)$")
+START = re.compile(r"^Experiment \S+ start: (\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)")
+"""What NNI writes into ``nnictl_stderr.log`` before each start of a manager."""
+STAMP = re.compile(r"^\[(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)\]")
+LOST_MANAGER = ("websockets.", "ConnectionRefusedError", "ConnectionResetError", "ConnectionError", "TimeoutError")
+"""Begin the errors of a tuner whose manager is gone: it has not died of itself."""
 TAIL = 200_000
 
 
@@ -24,16 +29,23 @@ def manager_error(experiment: Path) -> str:
 
 
 def tuner_error(experiment: Path) -> str:
-    """The last line of the last traceback of the tuner's process; empty without one."""
-    for name in ("dispatcher.log", "nnictl_stderr.log"):
-        lines = _tail(experiment / "log" / name)
-        begun = [index for index, line in enumerate(lines) if line.endswith("Dispatcher started")]
-        lines = lines[begun[-1] :] if begun else lines  # what an earlier run died of is over
-        starts = [index for index, line in enumerate(lines) if line.startswith("Traceback (most recent call last)")]
-        if starts:
-            for line in lines[starts[-1] + 1 :]:
-                if line and not line[0].isspace() and ":" in line:
-                    return line.strip()
+    """The last line of the last traceback of the tuner's process since the last start; empty without one."""
+    said = _tail(experiment / "log" / "nnictl_stderr.log")
+    starts = [(index, match) for index, line in enumerate(said) if (match := START.match(line))]
+    begun = starts[-1][1][1][:19] if starts else ""
+    said = said[starts[-1][0] :] if starts else said
+    own = _tail(experiment / "log" / "dispatcher.log")
+    started = [index for index, line in enumerate(own) if line.endswith("Dispatcher started")]
+    own = own[started[-1] :] if started else own  # what an earlier run died of is over
+    if own and (stamp := STAMP.match(own[0])) and stamp[1] < begun:
+        own = []  # the process of this run has not come so far
+    for lines in (own, said):
+        tracebacks = [index for index, line in enumerate(lines) if line.startswith("Traceback (most recent call last)")]
+        for begin in reversed(tracebacks):
+            found = (line.strip() for line in lines[begin + 1 :] if line and not line[0].isspace() and ":" in line)
+            error = next(found, "")
+            if error and not error.startswith(LOST_MANAGER):
+                return error
     return ""
 
 

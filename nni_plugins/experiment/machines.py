@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import socket
 import subprocess
 import sys
@@ -225,16 +226,22 @@ def look(machine: Machine, gpus: float | None = None) -> Found:
 
 def _facts(machine: Machine, client: paramiko.SSHClient) -> dict[str, Any]:
     folder = machine.python_path
+    if folder and shlex.quote(folder) != folder:
+        raise ExperimentError(
+            f"{machine}: pythonPath is {folder}; NNI takes it as it stands: give the whole path, "
+            "without ~, spaces and quotes"
+        )
     names = [f"{folder}/python", f"{folder}/python3"] if folder else ["python", "python3"]
     for name in names:
-        status, output, _ = _run(client, f"'{name}' -", PROBE)
+        status, output, errors = _run(client, f"{shlex.quote(name)} -", PROBE)
         if status == 0:
             try:
                 return json.loads(output.strip().splitlines()[-1])
             except (ValueError, IndexError):
                 raise ExperimentError(f"{machine}: its {name} answers {output.strip()[-80:]!r}") from None
         if status != 127:
-            break
+            why = errors.strip().splitlines()[-1:] or [f"exit status {status}"]
+            raise ExperimentError(f"{machine}: its {name} does not work: {why[0].strip()}")
     where = f"no Python in {folder}" if folder else "no python on the PATH of a plain SSH command; set pythonPath"
     raise ExperimentError(f"{machine}: {where}")
 

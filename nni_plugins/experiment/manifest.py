@@ -146,20 +146,21 @@ def moved(folder: Path, archive: bool = False) -> Known:
 
 def _known(entry: dict[str, Any]) -> Known:
     status, port, prefix = str(entry.get("status", "UNKNOWN")), entry.get("port"), entry.get("prefixUrl")
-    killed = status != "STOPPED" and not _alive(entry.get("pid"))
+    killed = status != "STOPPED" and not _alive(entry.get("pid"), entry["id"])
     if status == "STOPPED" or killed or not isinstance(port, int):
         status, port = "STOPPED", None
     folder = Path(entry.get("logDir") or manifest_path().parent) / entry["id"]
     return Known(entry["id"], str(entry.get("experimentName") or ""), status, port, folder, prefix, killed=killed)
 
 
-def _alive(pid: Any) -> bool:
+def _alive(pid: Any, experiment: str) -> bool:
+    """Whether the process is the manager of this experiment: after a restart, the number may be another program's."""
     if not isinstance(pid, int):
         return False
     import psutil
 
     try:
         process = psutil.Process(pid)
-        return process.status() != psutil.STATUS_ZOMBIE and "node" in process.name().lower()
+        return process.status() != psutil.STATUS_ZOMBIE and experiment in process.cmdline()
     except psutil.Error:
         return False

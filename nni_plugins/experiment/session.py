@@ -17,13 +17,13 @@ from nni_plugins.experiment.launch import (
     find_config,
     interruptible,
     load_config,
-    load_stopped,
     look_at_machines,
     start,
 )
 from nni_plugins.experiment.manifest import Known, find_experiment
 from nni_plugins.experiment.nas_config import is_nas
 from nni_plugins.experiment.node import LOOPBACK
+from nni_plugins.experiment.resume import load_stopped
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -80,9 +80,8 @@ def run_experiment(
         return run_nas(config_path, port, console, experiments_folder, output, trials, concurrency, resume, listen)
     if resume is not None:
         earlier = find_experiment(resume, experiments_folder)
-        config, name, resume = load_stopped(earlier), earlier.name or earlier.id, earlier.id
-        config.max_trial_number = trials or config.max_trial_number
-        config.trial_concurrency = concurrency or config.trial_concurrency
+        config, name = load_stopped(earlier, trials, concurrency), earlier.name or earlier.id
+        resume = earlier.id
     else:
         assert config_path is not None
         config = load_config(config_path, experiments_folder, trials, concurrency)
@@ -129,10 +128,11 @@ def followed(begin: Callable[[], Running], name: str, console: Console) -> Known
         running = begin()
         try:
             announce(running, console)
+            limit = running.handle.config.max_trial_duration
             display: Any = LiveDisplay if console.is_terminal else LineDisplay
             with (
                 display(console, running.trials_wanted) as show,
-                Bringing(running.machines, running.folder, show, console.print) as bring,
+                Bringing(running.machines, running.folder, show, console.print, limit) as bring,
             ):
                 wait(running, bring, lambda: bool(received))
         except Interrupted:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nni_plugins.experiment.health import bad_metrics, cut_off, lost_machines, why_stopped, why_waiting
+from nni_plugins.experiment.health import bad_metrics, lost_machines, why_ended, why_stopped, why_waiting
+from nni_plugins.experiment.logs import tuner_error
 from nni_plugins.experiment.manager import Manager
 from nni_plugins.experiment.manifest import Known, find_experiment, known_experiments
 from nni_plugins.experiment.trials import ENDED, Trial
@@ -28,24 +29,20 @@ def experiment_status(name: str | None, experiments_folder: Path | None = None) 
     known = find_experiment(name, experiments_folder)
     trials, profile = known.trials(), known.profile()
     bad = bad_metrics(known.folder)
-    told = [_told(trial, bad, profile) for trial in trials]
-    wanted = (profile.get("params") or {}).get("maxTrialNumber")
+    params = profile.get("params") or {}
+    told = [{**trial.to_dict(), "reason": why_ended(trial, bad, params.get("maxTrialDuration"))} for trial in trials]
+    wanted = params.get("maxTrialNumber")
     ended = sum(trial.status in ENDED for trial in trials)
     unfinished = known.port is None and (len(trials) > ended or (isinstance(wanted, int) and ended < wanted))
     going = known.port is not None and known.status in ("RUNNING", "INITIALIZED")
     return {
         **_head(known),
         "waiting": why_waiting(known.folder) if going else "",
-        "problem": _problem(known, unfinished),
+        "problem": _problem(known, unfinished) or (_standing(known, trials) if going else ""),
         "lost_machines": lost_machines(known.folder) if going else [],
         "resume": f"nni-plugins run --resume {known.id}" if unfinished and known.listed else "",
         "trials": told,
     }
-
-
-def _told(trial: Trial, bad: dict[str, str], profile: dict[str, Any]) -> dict[str, Any]:
-    reason = bad.get(trial.id, "") if trial.status == "SUCCEEDED" and not trial.metrics else ""
-    return {**trial.to_dict(), "reason": reason or trial.reason or cut_off(trial, profile)}
 
 
 def _problem(known: Known, unfinished: bool) -> str:
@@ -59,6 +56,13 @@ def _problem(known: Known, unfinished: bool) -> str:
     if known.killed:
         return f"its manager ended without being stopped{f': {why}' if why else ''}"
     return why if why.startswith(("the tuner died", "the disk", "another process")) else ""
+
+
+def _standing(known: Known, trials: list[Trial]) -> str:
+    """Say that the tuner of a running experiment died, which NNI's manager does not notice."""
+    idle = all(trial.status in ENDED for trial in trials)
+    error = tuner_error(known.folder) if idle else ""
+    return f"the tuner died: {error}" if error else ""
 
 
 def show(data: dict[str, Any], console: Console) -> None:

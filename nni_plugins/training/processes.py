@@ -51,6 +51,14 @@ def joined() -> Iterator[int]:
         torch.distributed.destroy_process_group()
 
 
+def lost_another(error: BaseException) -> bool:
+    """Whether an error says no more than that another process of the group is gone."""
+    if started_together()[1] == 1:
+        return False
+    words = f"{type(error).__name__}: {error}".lower()
+    return any(word in words for word in ("gloo", "nccl", "closed by peer", "reset by peer", "distnetworkerror"))
+
+
 def from_first(value: Any) -> Any:
     """What the first process has, on every process: for what each would measure or be told by itself."""
     if not together():
@@ -63,7 +71,8 @@ def from_first(value: Any) -> Any:
 def part_of(batch: Any) -> tuple[Any, float]:
     """This process's part of a batch, and its share of the items.
 
-    A batch with fewer items than processes, or one whose tensors do not agree on their number, is taken whole by each.
+    A batch with fewer than two items for each process (batch norms need two), or one whose tensors do not agree on
+    their number, is taken whole by each.
     """
     if not together():
         return batch, 1.0
@@ -75,7 +84,7 @@ def part_of(batch: Any) -> tuple[Any, float]:
         return tensor
 
     map_tensors(batch, note)
-    if len(sizes) != 1 or (items := sizes.pop()) < count:
+    if len(sizes) != 1 or (items := sizes.pop()) < 2 * count:
         return batch, 1.0 / count
     begin, end = items * own // count, items * (own + 1) // count
     return map_tensors(batch, lambda tensor: tensor[begin:end]), (end - begin) / items

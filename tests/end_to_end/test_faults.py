@@ -114,9 +114,10 @@ def test_a_trial_that_fails_fails_alone_and_says_why(
         trial = found[fault]
         assert trial["status"] in ((word, "USER_CANCELED") if fault == "slow" else (word,)), (fault, trial)
         assert trial["reason"].endswith(reason) if reason else trial["reason"] == "", (fault, trial)
-        if word == "FAILED":
+        if reason:  # and in its folder and its log as well
             folder = Path(trial["folder"])
             assert json.loads((folder / "failure.json").read_text(encoding="utf-8"))["reason"] == trial["reason"]
+            assert reason.split(";")[0] in (folder / "trial.log").read_text(encoding="utf-8")
     assert found["none"]["metrics"] == {"default": 1.0}
 
 
@@ -147,9 +148,11 @@ def test_a_killed_manager_is_resumed_and_nothing_is_lost(
     assert len(done) >= 2
     assert cut
 
-    nni_home.run("nni-plugins", "run", "--resume", entry["id"][:5], "--port", str(port), check=False)
+    again = ["nni-plugins", "run", "--resume", entry["id"][:5], "--port", str(port)]
+    nni_home.run(*again, "--trials", "7", check=False)  # one more than it was made for
     after = {trial["id"]: trial for trial in status(nni_home, entry["id"])["trials"]}
-    assert [trial["status"] for trial in after.values()] == ["SUCCEEDED"] * 6
+    assert [trial["status"] for trial in after.values()] == ["SUCCEEDED"] * 7
+    assert [trial["sequence"] for trial in after.values()] == list(range(7))  # no number twice
     assert {name: after[name]["metrics"] for name in done} == done  # kept as they were
     assert cut <= after.keys()  # and these started again, under their names
     for trial in after.values():  # with one process at a time in each folder

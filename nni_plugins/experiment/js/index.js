@@ -4,8 +4,9 @@
 //   loopback.js  listens on this machine only
 //   manager.js   waits for a slow tuner and a read database, notices a dead tuner and a killed trial
 //   ssh.js       knows its machines by their keys, leads workers back through the SSH connection, reconnects
+//   calls.js     ends calls to a machine that is lost
 //   gpus.js      gives a trial all GPUs of a machine where it asks for all
-//   waiting.js   says why no trial is started
+//   waiting.js   says why no trial is started; starts resumed trials under their own names
 'use strict';
 
 const fs = require('fs');
@@ -35,9 +36,11 @@ function note(event) {
     }
 }
 
+note({ kind: 'begun' }); // what was noted of machines before is over
+
 const context = { settings, note, port: Number(option('--port')) };
 const patches = [];
-for (const part of ['loopback', 'manager', 'gpus', 'waiting', 'ssh']) {
+for (const part of ['loopback', 'manager', 'gpus', 'waiting', 'calls', 'ssh']) {
     patches.push(...require('./' + part)(context));
 }
 

@@ -1,7 +1,8 @@
-// What ends or stalls NNI's manager without a word: a tuner that is slow to start or dies, a database that another
-// process reads, a trial that is killed or reports a metric that is not JSON.
+// What ends or stalls NNI's manager without a word: a tuner that is slow to start or dies, or that is of a killed
+// manager, a database that another process reads, a trial that is killed or reports a metric that is not JSON.
 'use strict';
 
+const crypto = require('crypto');
 const fs = require('fs');
 const path = require('path');
 
@@ -11,14 +12,29 @@ const OVER = ['ERROR', 'STOPPING', 'STOPPED'];
 
 module.exports = ({ note }) => {
     let tuner = null;
+    let tunerName = null; // by which it comes, and no other
     let tunerGone = null; // called when the tuner's process ends
 
     function patchUtils(utils) {
         const start = utils.getTunerProc;
-        utils.getTunerProc = (...args) => {
-            tuner = start(...args);
+        utils.getTunerProc = (command, stdio, folder, environment, ...rest) => {
+            tunerName = crypto.randomBytes(16).toString('hex');
+            const url = `${environment.NNI_TUNER_COMMAND_CHANNEL}/${tunerName}`;
+            tuner = start(command, stdio, folder, { ...environment, NNI_TUNER_COMMAND_CHANNEL: url }, ...rest);
             tuner.once('exit', (code, signal) => tunerGone?.(signal ? `signal ${signal}` : `exit status ${code}`));
             return tuner;
+        };
+    }
+
+    // The tuner of a manager that was killed tries for some seconds to come back, and would take this one's place.
+    function patchServer({ WsChannelServer }) {
+        const handleConnection = WsChannelServer.prototype.handleConnection;
+        WsChannelServer.prototype.handleConnection = function (channel, socket) {
+            if (this.path === 'tuner' && channel !== tunerName && !process.argv.includes('--tuner-command-channel')) {
+                socket.close(4001, 'not the tuner of this manager');
+                return;
+            }
+            handleConnection.call(this, channel, socket);
         };
     }
 
@@ -44,6 +60,15 @@ module.exports = ({ note }) => {
                 }
             };
             return setup.apply(this, args);
+        };
+        const recover = NNIManager.prototype.addRecoveredTrialJob;
+        NNIManager.prototype.addRecoveredTrialJob = function (jobs) {
+            const count = recover.call(this, jobs);
+            for (const job of jobs) { // NNI counts the unfinished ones only, and gives numbers twice
+                this.experimentProfile.nextSequenceId = Math.max(
+                    this.experimentProfile.nextSequenceId, (job.sequenceId ?? -1) + 1);
+            }
+            return count;
         };
         const onMetrics = NNIManager.prototype.onTrialJobMetrics;
         NNIManager.prototype.onTrialJobMetrics = async function (metric) {
@@ -80,12 +105,17 @@ module.exports = ({ note }) => {
         TrialProcess.prototype.resolveStop = function (event, code, signal, ...rest) {
             if (signal && !this.wanted) {
                 const file = path.join(this.folder, 'failure.json');
+                const log = path.join(this.folder, 'trial.log');
                 const hint = signal === 'SIGKILL' ? '; the machine may be out of memory' : '';
                 const failure = { reason: `it was killed by ${signal}${hint}`, error: signal, parameters: {} };
                 if (!fs.existsSync(file)) {
                     fs.writeFile(file, JSON.stringify(failure, null, 2), () => {});
+                    fs.appendFile(log, failure.reason + '\n', () => {});
                 }
                 return resolveStop.call(this, event, 128, null, ...rest);
+            }
+            if (code && this.wanted) { // torchrun and others end with a status of their own when they are stopped
+                return resolveStop.call(this, event, null, 'SIGINT', ...rest);
             }
             return resolveStop.call(this, event, code, signal, ...rest);
         };
@@ -93,6 +123,7 @@ module.exports = ({ note }) => {
 
     return [
         ['/common/utils.js', patchUtils],
+        ['/common/command_channel/websocket/server.js', patchServer],
         ['/core/tuner_command_channel.js', patchChannel],
         ['/core/nnimanager.js', patchManager],
         ['/core/sqlDatabase.js', patchDatabase],

@@ -39,9 +39,13 @@ module.exports = ({ settings, note, port }) => {
         const deadline = Date.now() + patience;
         const emit = client.emit;
         let pause = 1000;
+        let timer = null; // one attempt may end in several errors
         client.emit = function (event, ...rest) {
+            if (event === 'error' && timer) {
+                return true;
+            }
             if (event === 'error' && Date.now() < deadline) {
-                setTimeout(again, pause);
+                timer = setTimeout(() => { timer = null; again(); }, pause);
                 pause = Math.min(2 * pause, 30000);
                 return true;
             }
