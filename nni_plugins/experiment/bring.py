@@ -11,7 +11,7 @@ from typing import Any
 from nni_plugins.experiment.errors import ExperimentError
 from nni_plugins.experiment.fetch import Fetcher
 from nni_plugins.experiment.folders import FAILURE
-from nni_plugins.experiment.health import bad_metrics, why_ended, why_waiting
+from nni_plugins.experiment.health import CUT, bad_metrics, why_ended, why_waiting
 from nni_plugins.experiment.machines import Machine, machines_of_profile
 from nni_plugins.experiment.manifest import Known
 from nni_plugins.experiment.node import events
@@ -109,7 +109,7 @@ class Bringing:
 def keep_loss(experiment: Path, trial: Trial) -> bool:
     """Write why a trial was lost into its folder here, if it was lost with its machine; returns whether it was."""
     for event in events(experiment):
-        if event["kind"] == "lost" and trial.id in (event.get("trials") or []) and trial.status != "SUCCEEDED":
+        if event["kind"] == "lost" and trial.id in (event.get("trials") or []) and trial.status in CUT:
             folder = trial.folder or experiment / "environments" / str(event["environment"]) / "trials" / trial.id
             folder.mkdir(parents=True, exist_ok=True)
             _write(folder, f"{LOST}: the SSH connection to {event.get('machine')} ended", "MachineLost", trial)

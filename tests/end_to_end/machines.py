@@ -68,6 +68,14 @@ class Daemon:
                 session.kill()
         self.process = None
 
+    def freeze(self) -> None:
+        """Let it answer no more, with every connection open: as a machine whose cable is pulled."""
+        assert self.process is not None
+        daemon = psutil.Process(self.process.pid)
+        for one in [daemon, *daemon.children(recursive=True)]:
+            if "sshd" in one.name():
+                one.suspend()
+
     def clean(self) -> None:
         """Kill it, and what NNI left running in its home."""
         self.kill()

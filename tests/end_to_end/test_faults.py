@@ -82,7 +82,7 @@ def until(happens: Callable[[], Any], seconds: float = 120) -> Any:
 def script(write_experiment: Callable[..., Path], text: str, **config: Any) -> Path:
     """An experiment whose trials are a script."""
     folder = write_experiment(
-        trialCommand=f"{sys.executable} faulty.py", tuner={"name": "Random"}, **{"space": SPACE, **config}
+        **{"trialCommand": f"{sys.executable} faulty.py", "tuner": {"name": "Random"}, "space": SPACE, **config}
     )
     (folder / "faulty.py").write_text(text, encoding="utf-8")
     return folder

@@ -17,6 +17,7 @@ import yaml
 from nni_plugins.experiment.node import events
 from tests.end_to_end import test_nas
 from tests.end_to_end.machines import SSHD, Daemon, make_daemon
+from tests.end_to_end.test_faults import PATIENT, script, status, until
 
 pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="SSH daemons of POSIX"),
@@ -37,10 +38,10 @@ def machines(nni_home: Any, tmp_path: Path) -> Iterator[list[Daemon]]:
             one.clean()
 
 
-def remote(machines: list[Daemon]) -> dict[str, Any]:
+def remote(machines: list[Daemon], command: str = "python -m nni_plugins.trial recipe.yml") -> dict[str, Any]:
     """What differs in a remote configuration."""
     return {
-        "trialCommand": "python -m nni_plugins.trial recipe.yml",
+        "trialCommand": command,
         "trainingService": {"platform": "remote", "machineList": [one.entry() for one in machines]},
     }
 
@@ -105,6 +106,27 @@ def test_a_machine_that_is_lost_costs_its_running_trial_and_no_more(
     kinds = [event["kind"] for event in events(Path(findings["experiment"]["folder"]))]
     assert kinds.count("ready") == 2
     assert "lost" in kinds
+
+
+@pytest.mark.slow
+def test_a_machine_that_falls_silent_holds_up_nothing(
+    nni_home: Any, port: int, write_experiment: Callable[..., Path], machines: list[Daemon]
+) -> None:
+    folder = script(write_experiment, PATIENT, maxTrialNumber=6, **remote(machines, "python faulty.py"))
+    command = nni_home.start("nni-plugins", "run", str(folder), "--port", str(port))
+    until(lambda: len([job for job in nni_home.get(port, "trial-jobs") if job["status"] == "SUCCEEDED"]) >= 2)
+    machines[0].freeze()
+    begun = time.monotonic()
+    command.communicate(timeout=240)
+    assert time.monotonic() - begun < 150  # NNI by itself waits for ever for the machine's answer
+    (entry,) = nni_home.managers()
+    told = status(nni_home, entry["id"])["trials"]
+    lost = [one for one in told if one["status"] == "USER_CANCELED"]
+    assert [one["status"] for one in told if one not in lost] == ["SUCCEEDED"] * (6 - len(lost))
+    assert len(lost) <= 2
+    for one in lost:
+        assert one["reason"].startswith("lost with its machine")
+    assert "lost" in [event["kind"] for event in events(nni_home.experiments / entry["id"])]
 
 
 @pytest.mark.slow

@@ -1,0 +1,119 @@
+"""What is loaded into NNI's manager, on NNI's own modules."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import nni_node
+import pytest
+
+from nni_plugins.experiment.node import node_environment
+
+NODE = Path(nni_node.__path__[0])
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="names of POSIX")
+
+
+def run(script: str, *arguments: str) -> Any:
+    """What the script prints last, with our files loaded as they are into a manager with remote machines."""
+    head = "require('app-module-path').addPath(process.cwd()); \n"
+    head += "require('common/globals').default.args = { logLevel: 'critical' };\n"
+    keys = {"127.0.0.1:1": {"ssh-ed25519": "AAAA"}}
+    answer = subprocess.run(
+        [str(NODE / "node"), "-e", head + script, "--", *arguments],
+        cwd=NODE,
+        env={**os.environ, **node_environment({}, keys=keys)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert answer.returncode == 0, answer.stderr
+    return json.loads(answer.stdout.strip().splitlines()[-1])
+
+
+def test_a_call_to_a_machine_that_is_lost_ends() -> None:
+    script = """
+    const { WsChannel } = require('common/command_channel/websocket/channel');
+    const { getRpcHelper } = require('common/command_channel/rpc_util');
+    (async () => {
+        const channel = new WsChannel('test');
+        channel.onError(() => {});
+        const helper = getRpcHelper(channel);
+        const said = [];
+        const first = helper.call(1, 'createTrial').catch(error => said.push(error.message));
+        channel.terminate('test');
+        await first;
+        await helper.call(1, 'stopTrial').catch(error => said.push(error.message));
+        console.log(JSON.stringify(said));
+        process.exit(0);
+    })();
+    """
+    assert run(script) == ["the connection to the machine is lost"] * 2
+
+
+def test_a_machine_that_comes_back_slowly_is_tried_once_at_a_time() -> None:
+    script = """
+    const net = require('net');
+    const { Client } = require('ssh2');
+    let tries = [];
+    const server = net.createServer(socket => {
+        tries.push(Date.now());
+        socket.on('error', () => {});
+        setTimeout(() => socket.resetAndDestroy(), 50); // two errors: the reset, and the end before a greeting
+    });
+    server.listen(0, () => {
+        const config = { host: '127.0.0.1', port: server.address().port, username: 'me', password: 'x' };
+        const first = new Client();
+        first.on('ready', () => {});
+        first.emit('ready'); // it was there before
+        first.connect(config);
+        first.emit('ready');
+        setTimeout(() => { tries = []; new Client().connect(config); }, 500);
+        setTimeout(() => {
+            console.log(JSON.stringify(tries.slice(1).map((time, index) => (time - tries[index]) / 1000)));
+            process.exit(0);
+        }, 4200);
+    });
+    """
+    first, second = run(script)  # one second, and two
+    assert first > 0.9
+    assert second > 1.8
+
+
+def test_machines_that_wait_in_turn_are_said_once(tmp_path: Path) -> None:
+    (tmp_path / "exp" / "log").mkdir(parents=True)
+    script = """
+    const { RemoteTrainingServiceV3 } = require('training_service/remote_v3/remote');
+    (async () => {
+        const service = Object.create(RemoteTrainingServiceV3.prototype);
+        service.config = { trialGpuNumber: 1 };
+        service.log = { warning() {}, info() {} };
+        service.workersByEnv = new Map();
+        service.workersByTrial = new Map();
+        let free = false;
+        for (const host of ['a', 'b']) {
+            const trialKeeper = { createTrial: async () => free };
+            const env = { gpu: { gpus: [{ index: 0 }], processes: [] } };
+            service.workersByEnv.set(host, { trialKeeper, env, config: { host, maxTrialNumberPerGpu: 1 } });
+        }
+        for (const host of ['a', 'b', 'a']) {
+            await service.createTrial(host, 'python', 'code', 0);
+        }
+        setTimeout(() => { free = true; }, 500);
+        const resumed = await service.createTrial('b', 'python', 'code', 0, 'name'); // has a name: waits for its place
+        setTimeout(() => { console.log(JSON.stringify(resumed)); process.exit(0); }, 100);
+    })();
+    """
+    assert run(script, "--experiments-directory", str(tmp_path), "--experiment-id", "exp") == "name"
+    lines = (tmp_path / "exp" / "log" / "machines.jsonl").read_text(encoding="utf-8").splitlines()
+    free = "no GPU is free; all are taken by running trials"
+    assert [(event["kind"], event.get("reason")) for event in map(json.loads, lines)] == [
+        ("begun", None),
+        ("waiting", f"a: {free}"),
+        ("waiting", f"a: {free}; b: {free}"),
+        ("started", None),
+    ]
