@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -39,3 +41,72 @@ def test_two_processes_train_one_trial_and_report_once(
         recipe = yaml.safe_load((found / "recipe.yml").read_text(encoding="utf-8"))
         assert recipe["prune"]["pruner"] == trial["parameters"]["prune.pruner"]
         assert json.loads((found / "metrics.json").read_text(encoding="utf-8"))["relative_error"] < 1e-5
+
+
+FAULTY = """
+import os, torch
+from torch import nn
+
+class Net(nn.Module):
+    steps = 0
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(8, 16), nn.BatchNorm1d(16), nn.Linear(16, 2)
+
+    def forward(self, x):
+        Net.steps += self.training
+        if os.environ["RANK"] == os.environ["BAD"] and Net.steps == 5:
+            raise ValueError("a fault of one process")
+        return self.last(torch.relu(self.norm(self.first(x))))
+
+class Loader:
+    def __init__(self, *sizes):
+        self.sizes = sizes
+
+    def __len__(self):
+        return len(self.sizes)
+
+    def __iter__(self):
+        random = torch.Generator().manual_seed(1)
+        for size in self.sizes:
+            x = torch.randn(size, 8, generator=random)
+            yield {"x": x, "labels": (x.sum(1) > 0).long()}
+
+def build():
+    return Net()
+
+def loaders():
+    return Loader(32, 32, 32, 3), Loader(32, 1), Loader(32)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="gloo over POSIX sockets")
+@pytest.mark.parametrize("bad", ["", "1"])
+def test_the_process_that_fails_first_says_why(tmp_path: Path, bad: str) -> None:
+    recipe = {
+        "model": {"name": "faulty_net:build"},
+        "data": {"name": "faulty_net:loaders"},
+        "train": {"epochs": 2, "threads": 1},
+        "finetune": {"epochs": 1},
+    }
+    (tmp_path / "faulty_net.py").write_text(FAULTY, encoding="utf-8")
+    (tmp_path / "recipe.yml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("NNI_")}
+    answer = subprocess.run(
+        [*command, "-m", "nni_plugins.trial", "recipe.yml"],
+        cwd=tmp_path,
+        env={**inherited, "BAD": bad, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    failure = tmp_path / "outputs" / "trial" / "failure.json"
+    if not bad:  # with a last batch of three, of which one process alone would get one: too few for a batch norm
+        assert answer.returncode == 0, answer.stderr
+        assert not failure.exists()
+        return
+    assert answer.returncode == 1
+    reason = json.loads(failure.read_text(encoding="utf-8"))["reason"]
+    assert "ValueError: a fault of one process (faulty_net.py, line " in reason
