@@ -36,7 +36,9 @@ def work(output, parameters):
         os.kill(os.getpid(), signal.SIGKILL)
     if fault == "silent":
         sys.exit(0)
-    if fault == "slow":
+    if fault == "own end":  # as torchrun ends when it is stopped
+        signal.signal(signal.SIGINT, lambda *_: sys.exit(3))
+    if fault in ("slow", "own end"):
         time.sleep(600)
     nni.report_final_result(float("nan") if fault == "nan" else 1.0)
 
@@ -99,6 +101,7 @@ def test_a_trial_that_fails_fails_alone_and_says_why(
         "silent": ("SUCCEEDED", "it ended without a final result"),
         "nan": ("SUCCEEDED", "it reported NaN or infinity, which NNI cannot keep"),
         "slow": ("EARLY_STOPPED", "over the time limit (maxTrialDuration: 12 s)"),
+        "own end": ("EARLY_STOPPED", "over the time limit (maxTrialDuration: 12 s)"),
     }
     folder = script(write_experiment, FAULTY, maxTrialNumber=len(expected), maxTrialDuration="12s")
     settings = yaml.safe_load((folder / "config.yml").read_text(encoding="utf-8"))
@@ -112,7 +115,7 @@ def test_a_trial_that_fails_fails_alone_and_says_why(
     assert found.keys() == expected.keys()
     for fault, (word, reason) in expected.items():
         trial = found[fault]
-        assert trial["status"] in ((word, "USER_CANCELED") if fault == "slow" else (word,)), (fault, trial)
+        assert trial["status"] in ((word, "USER_CANCELED") if word == "EARLY_STOPPED" else (word,)), (fault, trial)
         assert trial["reason"].endswith(reason) if reason else trial["reason"] == "", (fault, trial)
         if reason:  # and in its folder and its log as well
             folder = Path(trial["folder"])

@@ -131,3 +131,26 @@ def test_an_assessor_can_stop_a_trial(nni_home: Any, port: int, write_experiment
     assert job["status"] in ("EARLY_STOPPED", "USER_CANCELED")
     assert 2 <= len(nni_home.get(port, "metric-data")) < 200
     assert not (Path(job["logPath"]) / "failure.json").exists()
+
+
+def test_status_says_that_the_tuner_of_a_bare_nnictl_died(
+    nni_home: Any, port: int, write_experiment: Callable[..., Path]
+) -> None:
+    (nni_home.home / "broken.py").write_text(
+        "from nni.tuner import Tuner\n"
+        "class Broken(Tuner):\n"
+        "    def update_search_space(self, space): pass\n"
+        "    def generate_parameters(self, number, **_): raise ValueError('the surrogate is singular')\n"
+        "    def receive_trial_result(self, number, parameters, value, **_): pass\n",
+        encoding="utf-8",
+    )
+    folder = write_experiment(tuner={"codeDirectory": str(nni_home.home), "className": "broken.Broken"})
+    nni_home.run("nnictl", "create", "--config", str(folder / "config.yml"), "--port", str(port))
+    deadline = time.monotonic() + 60
+    problem = ""
+    while not problem and time.monotonic() < deadline:
+        time.sleep(0.5)
+        told = json.loads(nni_home.run("nni-plugins", "status", "--json").stdout)
+        problem = told["problem"]
+    assert told["status"] == "RUNNING"  # NNI notices nothing
+    assert problem == "the tuner died: ValueError: the surrogate is singular"
