@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import stat
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -23,6 +24,8 @@ LARGEST = 4 << 30
 """Bytes of the largest file that is brought here."""
 SILENCE_SECONDS = 60.0
 """A machine that is silent for so long in the middle of a file is lost."""
+RETRY_SECONDS = 60.0
+"""A machine that cannot be reached is tried again after this time, not for each trial."""
 SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 """Names of files and folders that are; anything else stays there."""
 
@@ -43,6 +46,7 @@ class Fetcher:
         self.experiment = experiment
         self._stack = ExitStack()
         self._sessions: dict[Machine, paramiko.SFTPClient] = {}
+        self._gone: dict[Machine, tuple[float, str]] = {}
 
     def __enter__(self) -> Fetcher:
         return self
@@ -70,7 +74,9 @@ class Fetcher:
                     return target
             except (OSError, EOFError, ExperimentError) as error:
                 self._sessions.pop(machine, None)
-                unreachable.append(str(error) if isinstance(error, ExperimentError) else f"{machine}: {error}")
+                words = str(error) if isinstance(error, ExperimentError) else f"{machine}: {error}"
+                self._gone.setdefault(machine, (time.monotonic(), words))
+                unreachable.append(words)
         if unreachable:
             raise ExperimentError(f"trial {trial} was not brought here: {'; '.join(unreachable)}")
         return None
@@ -91,6 +97,10 @@ class Fetcher:
                 continue  # another one may have it; without any it is trained again here
 
     def _session(self, machine: Machine) -> paramiko.SFTPClient:
+        since, words = self._gone.get(machine, (0.0, ""))
+        if words and time.monotonic() - since < RETRY_SECONDS:
+            raise ExperimentError(words)
+        self._gone.pop(machine, None)
         if machine not in self._sessions:
             session = self._stack.enter_context(connected(machine)).open_sftp()
             channel = session.get_channel()

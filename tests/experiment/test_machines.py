@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from nni_plugins.experiment import machines
 from nni_plugins.experiment.errors import ExperimentError
 from nni_plugins.experiment.fetch import Fetcher
 from nni_plugins.experiment.machines import Machine, check_machines, host_keys, look, own_facts
@@ -55,6 +58,10 @@ def test_a_machine_that_can_run_a_trial(machine: Machine, daemon: Daemon) -> Non
 
 
 def test_what_cannot_run_a_trial_is_one_line_for_all_machines(machine: Machine, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "python").write_text("#!/bin/sh\necho 'no libpython3.so' >&2\nexit 1\n", encoding="utf-8")
+    (broken / "python").chmod(0o755)
     (tmp_path / "key").write_bytes(Path(machine.key_file or "").read_bytes()[:100])
     wrong = {
         "cannot be reached": replace(machine, port=1),
@@ -62,6 +69,8 @@ def test_what_cannot_run_a_trial_is_one_line_for_all_machines(machine: Machine, 
         "it refuses the user or the key": replace(machine, user="nobody-here"),
         "is not there": replace(machine, key_file=str(tmp_path / "absent")),
         "no Python in /nowhere": replace(machine, python_path="/nowhere"),
+        "does not work: no libpython3.so": replace(machine, python_path=str(broken)),
+        "give the whole path, without ~": replace(machine, python_path="~/x'y/bin"),
         "no SSH session": replace(machine, key_file=str(tmp_path / "key")),
     }
     for words, one in wrong.items():
@@ -140,3 +149,22 @@ def test_only_plain_files_of_a_trials_own_folder_are_copied(machine: Machine, da
     assert [path.relative_to(here).as_posix() for path in sorted(here.rglob("*")) if path.is_file()] == [
         "environments/worker1/trials/abc/metrics.json"
     ]
+
+
+def test_a_machine_that_is_silent_is_not_asked_for_every_trial(
+    machine: Machine, daemon: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machines, "CONNECT_SECONDS", 0.7)
+    trial = daemon.home / "nni-experiments" / "exp2" / "environments" / "worker2" / "trials" / "abc"
+    trial.mkdir(parents=True)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        gone = replace(machine, port=silent.getsockname()[1])
+        begun = time.monotonic()
+        with Fetcher([gone, machine], tmp_path / "exp2") as fetcher:
+            for _ in range(5):
+                assert fetcher.trial("abc") is not None  # the other one has it
+                with pytest.raises(ExperimentError, match="was not brought here"):
+                    fetcher.trial("absent")
+        assert 0.6 < time.monotonic() - begun < 3
