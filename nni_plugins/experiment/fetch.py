@@ -7,6 +7,7 @@ NNI's own fetch of a remote trial's output is empty. A trial's folder here has t
 from __future__ import annotations
 
 import re
+import shutil
 import stat
 import time
 from collections.abc import Iterator, Sequence
@@ -131,12 +132,18 @@ class Fetcher:
                 yield entry.filename, session.lstat(f"{folder}/{entry.filename}").st_mode or 0
 
     def _copy(self, session: paramiko.SFTPClient, source: str, target: Path) -> None:
-        """Copy the regular files of one folder; links and folders stay there."""
-        target.mkdir(parents=True, exist_ok=True)
+        """Copy the regular files of one folder; links and folders stay there.
+
+        The folder is here with all of them or not at all, so that one that was cut off is brought again.
+        """
+        part = target.with_name(f".{target.name}.part")
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
         for name, mode in self._entries(session, source):
             size = session.lstat(f"{source}/{name}").st_size or 0
-            if not stat.S_ISREG(mode) or size > LARGEST:
-                continue
-            part = target / f"{name}.part"
-            session.get(f"{source}/{name}", str(part))
-            part.replace(target / name)
+            if stat.S_ISREG(mode) and size <= LARGEST:
+                session.get(f"{source}/{name}", str(part / name))
+        target.mkdir(exist_ok=True)
+        for file in part.iterdir():
+            file.replace(target / file.name)
+        part.rmdir()

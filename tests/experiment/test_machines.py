@@ -168,3 +168,34 @@ def test_a_machine_that_is_silent_is_not_asked_for_every_trial(
                 with pytest.raises(ExperimentError, match="was not brought here"):
                     fetcher.trial("absent")
         assert 0.6 < time.monotonic() - begun < 3
+
+
+def test_a_copy_that_was_cut_off_leaves_no_trial(
+    machine: Machine, daemon: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import paramiko
+
+    trial = daemon.home / "nni-experiments" / "exp3" / "environments" / "worker1" / "trials" / "abc"
+    trial.mkdir(parents=True)
+    for name in ("compact.safetensors", "metrics.json"):
+        (trial / name).write_text("whole", encoding="utf-8")
+    whole, copied = paramiko.SFTPClient.get, []
+
+    def get(session: paramiko.SFTPClient, source: str, target: str) -> None:
+        if copied:
+            raise EOFError("the connection is lost")
+        copied.append(source)
+        whole(session, source, target)
+
+    target = tmp_path / "exp3" / "environments" / "worker1" / "trials" / "abc"
+    monkeypatch.setattr(paramiko.SFTPClient, "get", get)
+    with Fetcher([machine], tmp_path / "exp3") as fetcher, pytest.raises(ExperimentError, match="was not brought here"):
+        fetcher.trial("abc")
+    assert copied
+    assert not target.exists()
+    monkeypatch.undo()
+    monkeypatch.setenv("HOME", str(daemon.folder.parent / "home"))
+    with Fetcher([machine], tmp_path / "exp3") as fetcher:
+        assert fetcher.trial("abc") == target
+    assert sorted(path.name for path in target.iterdir()) == ["compact.safetensors", "metrics.json"]
+    assert [path.name for path in target.parent.iterdir()] == ["abc"]
