@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from pathlib import Path
 
 import pytest
 import yaml
 
+from benchmarks import strangers_path
 from nni_plugins.search.spaces import check_space
 from nni_plugins.training.recipe import Recipe, recipe_from_dict
 from nni_plugins.training.schema import field_paths
@@ -114,3 +116,10 @@ def test_recipes_and_spaces_are_valid(text: str) -> None:
 
 def test_there_are_recipes_to_look_at() -> None:
     assert sum(set(yaml.safe_load(case.values[0])) <= SECTIONS for case in YAML) >= 3
+
+
+def test_the_strangers_path_is_the_one_that_was_timed() -> None:
+    shown = (DOCS / "strangers-path.md").read_text(encoding="utf-8")
+    found = json.loads(strangers_path.RESULTS.read_text(encoding="utf-8"))
+    assert strangers_path.table(found) in shown
+    assert [step["command"] for step in found["own"]["steps"]] == strangers_path.own_commands()
