@@ -117,3 +117,31 @@ def test_machines_that_wait_in_turn_are_said_once(tmp_path: Path) -> None:
         ("waiting", f"a: {free}; b: {free}"),
         ("started", None),
     ]
+
+
+def test_a_trial_that_dies_before_it_asks_takes_no_parameters_of_another() -> None:
+    script = """
+    const factory = require('training_service/v3/factory');
+    const sent = {};
+    let ask, count = 0;
+    factory.trainingServiceFactoryV3 = () => ({
+        init: async () => {}, start: async () => [{ id: 'here', host: 'a' }], uploadDirectory: async () => {},
+        createTrial: async () => `trial${count++}`,
+        sendParameter: async (trial, value) => { sent[trial] = value; },
+        onRequestParameter: callback => { ask = callback; },
+        onMetric() {}, onTrialStart() {}, onTrialEnd() {}, onEnvironmentUpdate() {},
+    });
+    require('common/globals').default.paths = { experimentRoot: '/nowhere' };
+    const { V3asV1 } = require('training_service/v3/compat');
+    (async () => {
+        const service = new V3asV1({ trialCommand: 'python' });
+        service.run();
+        for (const value of ['first', 'second']) {
+            await service.submitTrialJob({ sequenceId: 0, hyperParameters: { value, index: 0 } });
+        }
+        await ask('trial1'); // the other one is gone
+        console.log(JSON.stringify(sent));
+        process.exit(0);
+    })();
+    """
+    assert run(script) == {"trial1": "second"}

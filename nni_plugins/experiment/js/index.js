@@ -5,6 +5,7 @@
 //   manager.js   waits for a slow tuner and a read database, notices a dead tuner and a killed trial
 //   ssh.js       knows its machines by their keys, leads workers back through the SSH connection, reconnects
 //   calls.js     ends calls to a machine that is lost
+//   parameters.js gives each trial its own parameters
 //   gpus.js      gives a trial all GPUs of a machine where it asks for all
 //   waiting.js   says why no trial is started; starts resumed trials under their own names
 'use strict';
@@ -40,7 +41,7 @@ note({ kind: 'begun' }); // what was noted of machines before is over
 
 const context = { settings, note, port: Number(option('--port')) };
 const patches = [];
-for (const part of ['loopback', 'manager', 'gpus', 'waiting', 'calls', 'ssh']) {
+for (const part of ['loopback', 'manager', 'gpus', 'waiting', 'calls', 'parameters', 'ssh']) {
     patches.push(...require('./' + part)(context));
 }
 
