@@ -34,6 +34,7 @@ module.exports = ({ note }) => {
                     }
                     tell(name, whyNot(info, this.config.trialGpuNumber, settings));
                 } catch (error) {
+                    this.log.error('Exception when creating a trial:', error);
                     tell(name, `the trial could not be started (${String(error.message).split('\n').slice(0, 2).join(' ')})`);
                 }
                 await sleep(1000);
