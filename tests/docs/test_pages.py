@@ -102,6 +102,8 @@ def test_the_code_runs(
     monkeypatch.chdir(page.folder)
     monkeypatch.syspath_prepend(str(page.folder))
     monkeypatch.setenv("NNI_PLUGINS_CACHE", str(page.folder / "cache"))
+    for written in page.folder.glob("*.py"):
+        monkeypatch.delitem(sys.modules, written.stem, raising=False)  # another test's file of that name
     before = set(sys.modules)
     try:
         page.run(number)

@@ -86,6 +86,12 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("NNI_PLUGINS_CACHE", str(tmp_path_factory.getbasetemp() / "latencies"))
 
 
+@pytest.fixture(autouse=True)
+def no_width_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests that run beside others are told the width of somebody's terminal."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
 def invoke(*arguments: str) -> tuple[int, str, str]:
     result = CliRunner().invoke(commands, ["inspect", *arguments])
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
