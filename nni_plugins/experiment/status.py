@@ -82,7 +82,7 @@ def show(data: dict[str, Any], console: Console) -> None:
         if data[name]:
             console.print(what + data[name], highlight=False, soft_wrap=True)
     for machine in data["lost_machines"]:
-        console.print(f"machine {machine} cannot be reached; it is tried again", highlight=False)
+        console.print(f"machine {machine} cannot be reached; it is tried for ten minutes", highlight=False)
     table = Table("", "trial", "status", "default", "accuracy", "MACs", "seconds", box=None, pad_edge=False)
     for trial in data["trials"]:
         table.add_row(*_row(trial))
