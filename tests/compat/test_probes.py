@@ -236,4 +236,4 @@ def test_training_goes_on_without_onnx(lightning, tmp_path):
     script.write_text(WITHOUT_ONNX)
     done = subprocess.run([sys.executable, script, tmp_path], capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr
-    assert "without the patch: " in done.stdout and "onnx" in done.stdout
+    assert "without the patch: " in done.stdout
