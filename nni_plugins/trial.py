@@ -38,12 +38,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def work(output: Path, parameters: dict[str, Any]) -> None:
         import nni
 
-        from nni_plugins.training.processes import from_first, joined
+        from nni_plugins.pruners.ranks import as_on_rank_zero
+        from nni_plugins.training.processes import joined
 
         with joined() as rank:
             if rank == 0:
                 parameters.update(nni.get_next_parameter() or {})
-            parameters.update(from_first(parameters))
+            parameters.update(as_on_rank_zero(parameters))
             logger.info("parameters: %s", parameters)
             metrics = run(options.recipe, parameters, output, nni.report_intermediate_result if rank == 0 else None)
             if rank == 0:

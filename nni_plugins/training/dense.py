@@ -15,13 +15,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from nni_plugins.pruners.ranks import as_on_rank_zero, distributed
 from nni_plugins.training.checkpoint import seed_everything, write_whole
 from nni_plugins.training.data import Data, build_data
 from nni_plugins.training.errors import CompressionError
 from nni_plugins.training.loop import Loop
 from nni_plugins.training.measure import latency_ms
 from nni_plugins.training.models import build_model
-from nni_plugins.training.processes import from_first, rank, together
+from nni_plugins.training.processes import rank
 from nni_plugins.training.recipe import Recipe
 from nni_plugins.training.weights import load_weights, save_weights
 
@@ -84,9 +85,9 @@ def prepare_dense(recipe: Recipe, folder: str | Path, log: Callable[[str], Any] 
 
     if recipe.prune.pruner != NONE:
         check_prune(recipe)  # what it says wrongly need not wait for the training
-    home = from_first(Path(folder)) / recipe.dense_key()
+    home = as_on_rank_zero(Path(folder)) / recipe.dense_key()
     home.mkdir(parents=True, exist_ok=True)
-    if together():
+    if distributed():
         return _make_together(recipe, home, log)
     found = read_dense(home)
     if found is not None:
@@ -119,13 +120,13 @@ def _make_together(recipe: Recipe, home: Path, log: Callable[[str], Any]) -> Den
     if rank() == 0:
         lock.acquire()
     try:
-        if from_first(read_dense(home) is not None):
+        if as_on_rank_zero(read_dense(home) is not None):
             found = read_dense(home)
             assert found is not None
             return found
         with tempfile.TemporaryDirectory() as scratch:
             made = _make(recipe, home if rank() == 0 else Path(scratch), log)
-            made = from_first(made)  # its latency is what the first one measured
+            made = as_on_rank_zero(made)  # its latency is what the first one measured
             torch.distributed.barrier()
             return made
     finally:

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nni_plugins.pruners.ranks import as_on_rank_zero
 from nni_plugins.training.channels_last import guarded
 from nni_plugins.training.checkpoint import load_checkpoint, save_checkpoint
 from nni_plugins.training.data import Data
 from nni_plugins.training.errors import CompressionError, RecipeError, first_line, where
 from nni_plugins.training.loaders import apply, map_tensors, split_batch
-from nni_plugins.training.processes import agree_on_buffers, begin_alike, from_first, part_of, rank, sum_gradients
+from nni_plugins.training.processes import agree_on_buffers, begin_alike, part_of, rank, sum_gradients
 from nni_plugins.training.recipe import Recipe
 from nni_plugins.training.schedule import factor
 from nni_plugins.training.tasks import build_loss, build_metric, build_optimizer
@@ -155,8 +156,8 @@ class Loop:
         total = min(limits)
         peaks = [group["lr"] for group in optimizer.param_groups]
         epoch, step, last, before = 0, 0, None, self.passes
-        checkpoint = from_first(checkpoint)
-        if checkpoint is not None and from_first(checkpoint.exists()):
+        checkpoint = as_on_rank_zero(checkpoint)
+        if checkpoint is not None and as_on_rank_zero(checkpoint.exists()):
             epoch, last = load_checkpoint(checkpoint, model, optimizer, self.scaler, self.data.train)
             step = epoch * per_epoch
         begin_alike(model)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from nni_plugins.pruners.ranks import as_on_rank_zero
 from nni_plugins.training.artefacts import COMPACT, GRIDS, MASKED, MASKS, METRICS, PLAN, RANKING, RECIPE, save_masks
 from nni_plugins.training.checkpoint import seed_everything, write_whole
 from nni_plugins.training.data import Data, build_data
@@ -26,7 +27,6 @@ from nni_plugins.training.export import FILES, INT8
 from nni_plugins.training.loop import Loop
 from nni_plugins.training.measure import latency_ms
 from nni_plugins.training.objective import excess, objective
-from nni_plugins.training.processes import from_first
 from nni_plugins.training.prune import Masks, Pruned, apply_masks, mask_pairs, masks_left, prune
 from nni_plugins.training.rank import rank
 from nni_plugins.training.recalibrate import recalibrate
@@ -174,9 +174,9 @@ def _prune(run: _Run) -> None:
         pruned = prune(recipe, run.model, run.loop, graph)
     run.masks, run.plan = pruned.masks, pruned.plan
     save_masks(pruned.masks, run.output / MASKS)
-    if from_first(_digest(run.masks)) != _digest(run.masks):
+    if as_on_rank_zero(_digest(run.masks)) != _digest(run.masks):
         raise CompressionError("prune: the processes of this trial chose different masks; please report this recipe")
-    run.quick = recipe.search.mode == "quick" or from_first(_breaks_bounds(run, run.model, pruned))
+    run.quick = recipe.search.mode == "quick" or as_on_rank_zero(_breaks_bounds(run, run.model, pruned))
 
 
 def _digest(masks: Masks) -> str:

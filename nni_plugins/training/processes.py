@@ -16,17 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nni_plugins.pruners.ranks import distributed
 from nni_plugins.training.loaders import map_tensors
 
 
 def rank() -> int:
     """The number of this process; 0 where it is alone, or the first."""
-    return torch.distributed.get_rank() if together() else 0
-
-
-def together() -> bool:
-    """Whether this is one process of several that train together."""
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_rank() if distributed() else 0
 
 
 def started_together() -> tuple[int, int]:
@@ -59,22 +55,13 @@ def lost_another(error: BaseException) -> bool:
     return any(word in words for word in ("gloo", "nccl", "closed by peer", "reset by peer", "distnetworkerror"))
 
 
-def from_first(value: Any) -> Any:
-    """What the first process has, on every process: for what each would measure or be told by itself."""
-    if not together():
-        return value
-    box = [value]
-    torch.distributed.broadcast_object_list(box)
-    return box[0]
-
-
 def part_of(batch: Any) -> tuple[Any, float]:
     """This process's part of a batch, and its share of the items.
 
     A batch with fewer than two items for each process (batch norms need two), or one whose tensors do not agree on
     their number, is taken whole by each.
     """
-    if not together():
+    if not distributed():
         return batch, 1.0
     count, own = torch.distributed.get_world_size(), rank()
     sizes: set[int] = set()
@@ -93,7 +80,7 @@ def part_of(batch: Any) -> tuple[Any, float]:
 @torch.no_grad()
 def sum_gradients(model: nn.Module, share: float) -> None:
     """Replace every gradient by the sum over processes, each weighted by its `share` of the batch."""
-    if not together():
+    if not distributed():
         return
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     for kind in dict.fromkeys((gradient.dtype, gradient.device) for gradient in gradients):
@@ -107,7 +94,7 @@ def sum_gradients(model: nn.Module, share: float) -> None:
 @torch.no_grad()
 def agree_on_buffers(model: nn.Module) -> None:
     """Average what each process has seen by itself, such as the statistics of batch norms."""
-    if not together():
+    if not distributed():
         return
     for buffer in model.buffers():
         if buffer.is_floating_point():
@@ -119,7 +106,7 @@ def agree_on_buffers(model: nn.Module) -> None:
 @torch.no_grad()
 def begin_alike(model: nn.Module) -> None:
     """Give every process the parameters and buffers of the first."""
-    if not together():
+    if not distributed():
         return
     for tensor in [*model.parameters(), *model.buffers()]:
         value = tensor.detach().contiguous()
