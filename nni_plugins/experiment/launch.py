@@ -21,7 +21,7 @@ from typing import Any
 
 from nni_plugins.experiment.config_check import check_content, read_config, reason_of
 from nni_plugins.experiment.errors import ExperimentError
-from nni_plugins.experiment.health import why_waiting
+from nni_plugins.experiment.health import why_stopped, why_waiting
 from nni_plugins.experiment.logs import tuner_error
 from nni_plugins.experiment.machines import Found, Machine, check_machines, host_keys, machines_of, own_facts
 from nni_plugins.experiment.manager import Manager, experiment_on
@@ -30,8 +30,6 @@ from nni_plugins.experiment.node import LOOPBACK, preloaded
 START_SECONDS = 90.0
 """NNI gives its web server four seconds to start, which a busy machine does not keep."""
 CHECKED_TUNERS = ("TPE", "Random", "GridSearch", "Anneal", "Evolution")
-SLOW_TUNER = "did not connect"
-"""Part of what NNI says of a tuner that took more than ten seconds to start."""
 
 
 @dataclass(frozen=True)
@@ -231,14 +229,11 @@ def look_at_machines(config: Any) -> list[Found]:
 def start(
     config: Any,
     port: int,
-    attempts: int = 3,
     found: Sequence[Found] = (),
     listen: str = LOOPBACK,
     resume: str | None = None,
 ) -> Running:
     """Start NNI's manager for `config`; it outlives this process unless :meth:`Running.stop` is called.
-
-    NNI gives its tuner ten seconds to start, which a busy machine does not always keep: then it is started again.
 
     Parameters
     ----------
@@ -246,8 +241,6 @@ def start(
         NNI's configuration.
     port
         Of the web page and REST API.
-    attempts
-        How often it is tried.
     found
         The remote machines, as they were found.
     listen
@@ -266,21 +259,6 @@ def start(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ExperimentError(f"{folder}: the experiments folder cannot be made ({error.strerror})") from None
-    while True:
-        running = _start_once(config, port, folder, found, listen, resume)
-        reason = _early_error(running)
-        if not reason:
-            return running
-        running.stop()
-        attempts -= 1
-        if not attempts or SLOW_TUNER not in reason:
-            log = running.folder / "log"
-            raise ExperimentError(f"NNI's manager did not start: {reason}; see {log}/dispatcher.log")
-
-
-def _start_once(
-    config: Any, port: int, folder: Path, found: Sequence[Found], listen: str, resume: str | None
-) -> Running:
     import nni
     from nni.experiment import Experiment, RunMode
 
@@ -288,35 +266,39 @@ def _start_once(
     logging.getLogger("nni.experiment").propagate = False  # NNI's word stays in log/experiment.log
     experiment = Experiment(config, id=resume)
     experiment._action = "create" if resume is None else "resume"
+    own = folder / experiment.id
     try:
         with _patience(), preloaded(listen, host_keys(found) if found else None):
             experiment.start(port, run_mode=RunMode.Detach)
     except Exception as error:
-        log = folder / experiment.id / "log"
         raise ExperimentError(
-            f"NNI's manager did not start: {_one_line(error)}; see {log}/nnictl_stderr.log and `nni-plugins doctor`"
+            f"NNI's manager did not start: {_one_line(error)}; see {own}/log/nnictl_stderr.log and `nni-plugins doctor`"
         ) from None
-    own = folder / experiment.id
     machines = tuple(one.machine for one in found)
     manager = Manager(port, folder=own)
-    return Running(experiment.id, port, own, manager, experiment, config.max_trial_number, machines, listen)
+    running = Running(experiment.id, port, own, manager, experiment, config.max_trial_number, machines, listen)
+    reason = _early_error(running)
+    if reason:
+        running.stop()
+        raise ExperimentError(f"NNI's manager did not start: {reason}; see {own}/log")
+    return running
 
 
 def _early_error(running: Running) -> str:
-    """Wait until the tuner is there; returns NNI's error when it does not come."""
+    """Wait until a trial is there, or a reason why not; returns why the start failed, if it did."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         try:
             status, errors = running.manager.status()
             if status == "ERROR" and not running.manager.trials():
-                return "; ".join(errors) or "NNI does not say why"
+                return why_stopped(running.folder, errors) or "NNI does not say why"
             if raised := tuner_error(running.folder):
                 return f"the tuner died: {raised}"
             if status != "INITIALIZED" and (running.manager.trials() or why_waiting(running.folder)):
                 return ""
         except ExperimentError:
             if not running.alive():
-                return "its process is gone"
+                return why_stopped(running.folder) or "its process is gone"
         time.sleep(0.3)
     return ""
 
