@@ -33,6 +33,7 @@ OK, FAILED, USAGE, DEFECT, INTERRUPTED = 0, 1, 2, 70, 130
 EXTRAS = {
     "lightning": ("pytorch_lightning", "lightning"),
     "export": ("onnx", "onnxruntime", "onnxscript"),
+    "openvino": ("openvino",),
     "vision": ("torchvision",),
     "transformers": ("transformers",),
     "rl": ("tianshou", "gym"),

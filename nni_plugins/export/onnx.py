@@ -127,12 +127,13 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
 
 
 def require(*packages: str) -> None:
-    """Raise one line where a package of the extra ``export`` is missing."""
+    """Raise one line where a package of the extras ``export`` or ``openvino`` is missing."""
     import importlib.util
 
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
-        raise ExportError(f"{', '.join(missing)} is not installed; pip install 'nni-plugins[export]'")
+        extra = "openvino" if "openvino" in missing else "export"
+        raise ExportError(f"{', '.join(missing)} is not installed; pip install 'nni-plugins[{extra}]'")
 
 
 def _export(
