@@ -3,8 +3,9 @@
     python benchmarks/soak.py --trials 300 --concurrency 4 --output soak.json
 
 The trials report one number and end. Memory is the resident set of NNI's manager and of its dispatcher, sampled each
-second; it is flat where the mean of the last fifth is within a tenth of that of the second fifth. The overhead of a
-trial is the wall time of the experiment per trial and slot, less the time that the trial's own process ran.
+second; it is flat where the mean of the last fifth is within a tenth of that of the second fifth. `open_files` are the
+manager's after a fifth of the time and at its end. The overhead of a trial is the wall time of the experiment per trial
+and slot, less the time that the trial's own process ran.
 """
 
 from __future__ import annotations
@@ -69,8 +70,8 @@ def soak(trials: int, concurrency: int, port: int, tuner: str) -> dict[str, Any]
         return figures(json.loads(status.stdout)["trials"], samples, concurrency, wall)
 
 
-def watch(process: subprocess.Popen[bytes], port: int) -> list[tuple[float, int, int]]:
-    """Time, and resident bytes of manager and dispatcher, each second until the command ends."""
+def watch(process: subprocess.Popen[bytes], port: int) -> list[tuple[float, int, int, int]]:
+    """Time, resident bytes of manager and dispatcher, and open files of the manager, each second until the end."""
     samples = []
     manager: psutil.Process | None = None
     while process.poll() is None:
@@ -81,14 +82,15 @@ def watch(process: subprocess.Popen[bytes], port: int) -> list[tuple[float, int,
                 manager = next(one for one in children if "node" in one.name())
                 Manager(port).status()
             dispatcher = next(one for one in manager.children(recursive=True) if "--exp_params" in one.cmdline())
-            samples.append((time.monotonic(), manager.memory_info().rss, dispatcher.memory_info().rss))
+            rss = (manager.memory_info().rss, dispatcher.memory_info().rss)
+            samples.append((time.monotonic(), *rss, manager.num_fds()))
         except Exception:  # not there yet, or there no more
             continue
     return samples
 
 
 def figures(
-    trials: list[dict[str, Any]], samples: list[tuple[float, int, int]], concurrency: int, wall: float
+    trials: list[dict[str, Any]], samples: list[tuple[float, int, int, int]], concurrency: int, wall: float
 ) -> dict[str, Any]:
     """What the experiment shows."""
     done = [trial for trial in trials if trial["status"] == "SUCCEEDED" and trial["metrics"]]
@@ -110,6 +112,7 @@ def figures(
         "own_seconds_per_trial": round(statistics.mean(own), 3),
         "overhead_seconds_per_trial": round(per_trial - statistics.mean(own), 3),
         "memory": memory,
+        "open_files": [samples[len(samples) // 5][3], samples[-1][3]],
         "flat": all(one["growth"] < 0.1 for one in memory.values()),
         "environment": environment(),
     }

@@ -145,3 +145,36 @@ def test_a_trial_that_dies_before_it_asks_takes_no_parameters_of_another() -> No
     })();
     """
     assert run(script) == {"trial1": "second"}
+
+
+def test_the_files_of_a_trials_output_are_whole_and_not_left_open(tmp_path: Path) -> None:
+    script = """
+    const fs = require('fs');
+    const { TrialProcess } = require('common/trial_keeper/process');
+    const globals = require('common/globals').default;
+    globals.args.experimentId = 'test';
+    const folder = process.argv[process.argv.length - 1];
+    const count = () => fs.readdirSync('/proc/self/fd').length;
+    (async () => {
+        const run = async (number) => {
+            const output = folder + '/' + number;
+            fs.mkdirSync(output);
+            const trial = new TrialProcess('trial' + number);
+            const ended = new Promise(resolve => trial.onStop(resolve));
+            const options = { command: 'sleep 0.1; echo out; echo err >&2', codeDirectory: folder,
+                              outputDirectory: output, commandChannelUrl: '', platform: 'local' };
+            if (!await trial.spawn(options)) { throw new Error('not started'); }
+            await ended;
+        };
+        await run(0);
+        const before = count();
+        for (let number = 1; number < 6; number++) { await run(number); }
+        await new Promise(resolve => setTimeout(resolve, 200));
+        console.log(JSON.stringify(count() - before));
+        process.exit(0);
+    })();
+    """
+    assert run(script, str(tmp_path)) <= 1  # NNI by itself: two for each trial
+    for number in range(6):
+        assert (tmp_path / str(number) / "trial.stdout").read_text(encoding="utf-8") == "out\n"
+        assert (tmp_path / str(number) / "trial.stderr").read_text(encoding="utf-8") == "err\n"

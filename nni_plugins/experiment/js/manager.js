@@ -1,5 +1,6 @@
 // What ends or stalls NNI's manager without a word: a tuner that is slow to start or dies, or that is of a killed
-// manager, a database that another process reads, a trial that is killed or reports a metric that is not JSON.
+// manager, a database that another process reads, files that stay open, a trial that is killed or reports a metric that
+// is not JSON.
 'use strict';
 
 const crypto = require('crypto');
@@ -94,9 +95,26 @@ module.exports = ({ note }) => {
     // A trial that is killed from outside has failed; NNI takes it for one that somebody cancelled.
     function patchTrial({ TrialProcess }) {
         const { spawn, kill, resolveStop } = TrialProcess.prototype;
-        TrialProcess.prototype.spawn = function (options) {
+        TrialProcess.prototype.spawn = async function (options) {
             this.folder = options.outputDirectory;
-            return spawn.call(this, options);
+            const files = []; // of its output, which NNI opens and leaves open: a long search would run out of them
+            const open = fs.createWriteStream;
+            fs.createWriteStream = (...args) => {
+                const file = open(...args);
+                files.push(file);
+                return file;
+            };
+            let started;
+            try {
+                started = spawn.call(this, options); // opens them before it first waits
+            } finally {
+                fs.createWriteStream = open;
+            }
+            try {
+                return await started;
+            } finally {
+                files.forEach(file => file.destroy()); // the trial has its own handles
+            }
         };
         TrialProcess.prototype.kill = function (...args) {
             this.wanted = true;
