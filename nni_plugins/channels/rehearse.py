@@ -5,15 +5,16 @@ A forward may hold sizes: in an attribute (``num_heads``), which then has to fol
 prediction. What one module teaches is taken to hold for the others of its class at the same place of their forward, so
 that a deep model takes as many replays as it has kinds of modules, not as many as it has modules.
 
-How many replays there may be is limited, so that the time is, whatever the model: what is not known to run by then
-stays.
+How many replays there may be is limited, so that the time is, whatever the model: after some more, by which parts of a
+plan are tried, what is not known to run stays.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -162,7 +163,7 @@ def settled(
         except Spent:
             if on_freeze is not None and mismatch is not None:
                 on_freeze(mismatch)
-            return _as_far_as_known(graph, plan, plan_of, innocent, mismatch)
+            return _as_far_as_known(graph, plan, plan_of, trial, innocent, mismatch)
         if not culprits:
             _logger.warning("the model does not run twice in the same way, so nothing can be rehearsed: %s", mismatch)
             return graph, plan
@@ -188,15 +189,42 @@ class _Trial:
 
 
 def _as_far_as_known(
-    graph: ChannelGraph, plan: Plan, plan_of: PlanOf, innocent: Collection[str], mismatch: Mismatch | None
+    graph: ChannelGraph,
+    plan: Plan,
+    plan_of: PlanOf,
+    trial: _Trial,
+    innocent: Collection[str],
+    mismatch: Mismatch | None,
 ) -> tuple[ChannelGraph, Plan]:
-    """Return the graph in which all that is not known to run stays, named by the operator that failed last."""
+    """Return the graph in which all that is not known to run stays, named by the operator that failed last.
+
+    Half as many replays again find out what does run: ever smaller parts of the plan are added to what is known to.
+    """
     operator = mismatch.operator if mismatch is not None else None
     cause = Cause(operator.module, operator.name, LIMITED) if operator is not None else Cause("", "", LIMITED)
-    _logger.warning("%s: %s", LIMITED, mismatch)
-    graph = graph.without([(graph.labels_of(name), cause) for name in plan.kept if name not in innocent])
+    trial = replace(trial, allowance=Allowance(_MOST_RUNS[graph.trace.data] // 2))
+    runs = [name for name in plan.kept if name in innocent]
+    names = [name for name in plan.kept if name not in innocent]
+    middle = len(names) // 2
+    waiting = [names[:middle], names[middle:]]
+    with suppress(Spent):
+        while waiting:
+            part = waiting.pop(0)
+            if not part:
+                continue
+            if trial.fails(Plan(graph, {name: plan.kept[name] for name in (*runs, *part)})) is None:
+                runs += part
+            elif len(part) > 1:
+                middle = len(part) // 2
+                waiting += [part[:middle], part[middle:]]
     graph = graph.without_blocks(dict.fromkeys(plan.blocks, LIMITED))
-    return graph, plan_of(graph)
+    for stays in ([name for name in names if name not in runs], names):
+        less = graph.without([(graph.labels_of(name), cause) for name in stays])
+        rest = plan_of(less)
+        if stays == names or Replay(rest, trial.dummy_input, trial.skip).run(trial.model) is None:
+            break  # what stays may have changed what else can go
+    _logger.warning("%s, and %d of %d groups stay: %s", LIMITED, len(stays), len(plan.kept), mismatch)
+    return less, rest
 
 
 # -- groups that must stay -----------------------------------------------------------------------------------------

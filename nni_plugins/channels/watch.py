@@ -262,6 +262,24 @@ def _any_batch_size() -> Iterator[None]:
         torch_functional._verify_batch_size = check
 
 
+@contextmanager
+def _norms_of_nothing() -> Iterator[None]:
+    """Let a batch norm of no samples (of no boxes) read its statistics as any other, where torch would not."""
+    torch_module: Any = torch
+    norm = torch_module.batch_norm
+
+    def batch_norm(x: Any, weight: Any, bias: Any, mean: Any, variance: Any, training: bool, *rest: Any) -> Any:
+        if training or mean is None or x.numel():
+            return norm(x, weight, bias, mean, variance, training, *rest)
+        return torch.native_batch_norm(x, weight, bias, mean, variance, False, *rest[:2])[0]
+
+    torch_module.batch_norm = batch_norm
+    try:
+        yield
+    finally:
+        torch_module.batch_norm = norm
+
+
 def run_recorded(
     model: nn.Module,
     dummy_input: Any,
@@ -314,6 +332,7 @@ def run_recorded(
         torch.no_grad(),
         unfused_attention(),
         _any_batch_size() if training else nullcontext(),
+        _norms_of_nothing(),
         all_flexible(model),
         functions_forget(model),
         _module_stack(model, on_module, on_span) as stack,

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from nni_plugins.channels import ChannelGraph, Plan, rehearse
 from nni_plugins.channels.replay import Replay
+from nni_plugins.speedup import ModelSpeedup
 
 
 def prunable(graph):
@@ -74,22 +75,35 @@ def test_a_scale_that_a_forward_writes_into_a_tensor_keeps_the_width():
 
 
 class Found(nn.Module):
-    """Norms what it finds; where that is nothing, torch makes the norm's statistics by an operator of its own."""
+    """Norms what it finds; where that is nothing, torch computes a batch norm by operators that read no statistics."""
 
     def __init__(self):
         super().__init__()
         self.hidden, self.norm, self.head = nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Linear(8, 2)
 
     def forward(self, x):
-        found = x[torch.nonzero(x.mean((1, 2, 3)) > 100).flatten()]
+        found = x[torch.nonzero(x.mean((1, 2, 3)) > 0).flatten()]
         return self.head(F.relu(self.norm(self.hidden(found))).mean((2, 3)))
 
 
-def test_a_norm_of_nothing_keeps_its_width():
-    """Its running statistics are not read in such a run, so they are not known to follow."""
-    graph = ChannelGraph.watch(Found(), torch.randn(4, 3, 4, 4))
-    assert prunable(graph) == []
-    assert any("aten.empty" in group.reason for group in graph.groups)
+def test_a_norm_of_nothing_loses_its_statistics_too():
+    model, nothing = Found(), torch.rand(4, 3, 4, 4) - 2
+    model.norm.running_mean.copy_(torch.randn(8))
+    model.norm.weight.data.copy_(torch.randn(8))
+    graph = ChannelGraph.watch(model, nothing)
+    assert prunable(graph) == ["hidden"]
+    masks = Plan(graph, {"hidden": [1, 4, 7]}).masks(model)
+    something = torch.rand(4, 3, 4, 4)
+    with torch.no_grad():
+        masked = Found().eval()
+        masked.load_state_dict(model.state_dict())
+        for name, targets in masks.items():
+            for target, mask in targets.items():
+                getattr(masked.get_submodule(name), target).mul_(mask)
+        expected = masked(something)
+        compact = ModelSpeedup(model, nothing, masks).speedup_model().eval()
+        assert compact.norm.running_mean.shape == (3,)
+        torch.testing.assert_close(compact(something), expected)
 
 
 class Stubborn(nn.Module):
@@ -123,6 +137,35 @@ def test_a_forward_that_fails_with_every_group_is_given_up_soon(real, monkeypatc
     for group in graph.groups:
         if group.name.startswith("layers"):
             assert rehearse.FIXED in group.reason or rehearse.LIMITED in group.reason
+
+
+class PartlyStubborn(Stubborn):
+    """Runs other operators in some layers where these have other sizes than they were made with."""
+
+    def __init__(self, depth, stubborn):
+        super().__init__(depth, real=True)
+        self.stubborn = stubborn
+
+    def forward(self, x):
+        if x.sum() > 1e9:
+            return x
+        x = self.first(x)
+        for place, layer in enumerate(self.layers):
+            other = place in self.stubborn and layer.weight.shape != (8, 8)
+            x = F.relu(layer(x)) if not other else torch.tanh(layer(x))
+        return self.head(x)
+
+
+def test_what_is_known_to_run_when_no_more_is_tried_can_go(monkeypatch):
+    monkeypatch.setitem(rehearse._MOST_RUNS, "real", 12)
+    graph = ChannelGraph.watch(PartlyStubborn(16, [3, 4, 12]), torch.randn(2, 3))
+    free = [f"layers.{i}" for i in range(16) if not {i, i + 1} & {3, 4, 12}]
+    found = prunable(graph)
+    assert set(found) <= {"first", *free}
+    assert len(found) >= 5
+    assert (
+        Replay(rehearse.trial_plan(graph, inexact=False), torch.randn(2, 3)).run(PartlyStubborn(16, [3, 4, 12])) is None
+    )
 
 
 def test_what_is_not_known_to_run_when_no_more_is_tried_stays(monkeypatch, caplog):
