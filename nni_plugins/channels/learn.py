@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import combinations
 
 from torch import nn
@@ -18,6 +18,8 @@ Try = tuple[Key, Place, Array]
 
 #: So many sizes are let follow at once, and so many ways to choose them are tried at most.
 _TOGETHER, _TRIES = 3, 60
+#: So many modules below the failing one, which may read their attributes, are asked at most.
+_BELOW = 12
 
 
 def learn(
@@ -30,8 +32,9 @@ def learn(
 ) -> Mismatch | None:
     """Let a size that the failing module or its parents hold follow the labels that change around a mismatch.
 
-    Where none helps alone, those of a tuple or list are tried together, and two or three of those that change what the
-    failing operator is given: a split needs the sizes of all parts.
+    After those, sizes that modules below it hold, whose attributes it may read (``self.encoder.width``). Where none
+    helps alone, those of a tuple or list are tried together, and two or three of those that change what the failing
+    operator is given: a split needs the sizes of all parts.
 
     Returns the next mismatch, None if there is none left, or the same one where nothing helps.
     """
@@ -57,7 +60,8 @@ def learn(
 
     shrunk = list(shrinking(replay, operator))
     felt: list[Try] = []  # what the operator that fails is given by
-    for owner in _upwards(mismatch.module):
+    sizes = {len(labels) for _, labels in shrunk}
+    for owner in (*_upwards(mismatch.module), *_below(mismatch.module, modules, sizes)):
         for attribute, size in sizes_held(modules.get(owner)):
             for place, labels in shrunk:
                 if len(labels) != size or _follows(graph, (owner, attribute), labels):
@@ -81,6 +85,24 @@ def _upwards(name: str) -> Iterator[str]:
     while name:
         name = name.rpartition(".")[0]
         yield name
+
+
+def _below(name: str, modules: dict[str, nn.Module], sizes: Collection[int]) -> Iterator[str]:
+    """Yield a few modules below one that hold one of ``sizes``, the nearest first, and of each class the first only.
+
+    Torch's own have attributes of known meaning, which follow by themselves.
+    """
+    prefix = f"{name}." if name else ""
+    seen: set[tuple[type, int]] = set()
+    for below in sorted((n for n in modules if n and n.startswith(prefix)), key=lambda n: n.count(".")):
+        kind = (type(modules[below]), below.count("."))
+        if kind in seen or kind[0].__module__.startswith("torch.nn."):
+            continue
+        seen.add(kind)
+        if any(size in sizes for _, size in sizes_held(modules[below])):
+            yield below
+            if len(seen) > _BELOW:
+                return
 
 
 def _together(

@@ -54,6 +54,32 @@ class Rows(nn.Module):
         return self.out(x.transpose(1, 2).reshape(b, n, self.shape[0] * self.shape[1]))
 
 
+class State(nn.Module):
+    """Holds the width of a state, which the module around it reads (as RAFT does)."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.width = width
+        self.cell = nn.Linear(width, width)
+
+    def forward(self, state):
+        return state + torch.tanh(self.cell(state))
+
+
+class StateAndContext(nn.Module):
+    """Cuts what it makes at the width that a module below it holds."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.up, self.state, self.down = nn.Linear(5, 18), State(8), nn.Linear(18, 5)
+
+    def forward(self, x):
+        x = self.up(x)
+        state, context = torch.split(x, [self.state.width, x.shape[-1] - self.state.width], dim=-1)
+        return self.down(torch.cat([self.state(torch.tanh(state)), F.relu(context)], dim=-1))
+
+
 CASES = {
     "a list": lambda: Parts([8, 16], "list"),
     "a tuple": lambda: Parts([8, 16], "tuple"),
@@ -102,6 +128,20 @@ def test_all_that_a_module_holds_follows_and_is_loaded_again(case, tmp_path):
     masks = again.masks(loaded)
     expected = masked_output(loaded, masks, X)
     assert torch.allclose(ModelSpeedup(loaded, X, masks).speedup_model()(X), expected, atol=1e-5)
+
+
+def test_a_size_that_a_module_below_holds_follows(tmp_path):
+    model = StateAndContext().eval()
+    graph = ChannelGraph.watch(model, X)
+    assert {g.name: g.size for g in graph.groups if g.prunable} == {"up": 8, "up:1": 10}
+    masks = Plan(graph, {"up": [0, 3, 7], "up:1": [1, 2, 5, 9]}).masks(model)
+    expected = masked_output(model, masks, X)
+    compact = ModelSpeedup(model, X, masks).speedup_model()
+    assert compact.state.width == 3
+    assert torch.allclose(compact(X), expected, atol=1e-5)
+    save_compact(compact, tmp_path / "compact.safetensors")
+    loaded = load_compact(tmp_path / "compact.safetensors", StateAndContext)
+    assert torch.equal(loaded(X), compact(X))
 
 
 def test_what_one_module_teaches_holds_for_lists_of_others_too(monkeypatch):
