@@ -23,6 +23,7 @@ from nni_plugins.search.surveys import KEEP, free_groups, sparsities_of
 from nni_plugins.training.allocate import whole
 from nni_plugins.training.data import build_data
 from nni_plugins.training.dense import prepare_dense
+from nni_plugins.training.measure import latency_ms
 from nni_plugins.training.models import build_model
 from nni_plugins.training.objective import RELATIVE
 from nni_plugins.training.pipeline import compress
@@ -45,7 +46,7 @@ class RecipeEvaluation(Evaluator):
     space
         ``module:function``, from which trials make the space.
     limits
-        Bounds of the recipe's objective as numbers, since every architecture has another dense model.
+        Bounds and reference of the recipe's objective as numbers, since every architecture has another dense model.
     """
 
     def __init__(self, recipe: str, space: str, limits: dict[str, float] | None = None) -> None:
@@ -132,7 +133,7 @@ def too_costly(recipe: Recipe, cost: Cost) -> bool:
 
 
 def limits_of(base: Recipe, space: str, default: dict[str, Any]) -> dict[str, float]:
-    """Return the bounds of a recipe's objective that are shares, as numbers: one scale for all architectures.
+    """Return what a recipe's objective counts in shares, as numbers: one scale for all architectures.
 
     Parameters
     ----------
@@ -140,18 +141,28 @@ def limits_of(base: Recipe, space: str, default: dict[str, Any]) -> dict[str, fl
         As for :func:`recipe_for`.
     default
         The sample of the architecture that they are shares of.
+
+    Returns
+    -------
+    dict
+        ``objective.NAME`` for each bound that is a share, and ``objective.reference`` where a cost is the metric.
     """
-    shares = {name: getattr(base.objective, name) for name in RELATIVE}
+    goal = base.objective
+    shares = {name: getattr(goal, name) for name in RELATIVE}
     shares = {name: share for name, share in shares.items() if share is not None and share <= 1}
-    if not shares:
+    measured = goal.metric if goal.metric != "accuracy" and goal.reference is None else ""
+    if not shares and not measured:
         return {}
     recipe = recipe_for(base, space, default)
     data = build_data(recipe)
     model = build_model(recipe, seed=recipe.seed)
     cost = ChannelGraph.watch(model, data.example).cost()
     costs = {"macs": cost.macs, "params": cost.params}
-    if "bytes" in shares:
+    if measured == "latency_ms":
+        costs[measured] = latency_ms(model, data.example)
+    if "bytes" in {*shares, measured}:
         with TemporaryDirectory() as folder:
             save_weights(model, Path(folder) / "weights.safetensors")
             costs["bytes"] = (Path(folder) / "weights.safetensors").stat().st_size
-    return {f"objective.{name}": round(share * costs[name], 1) for name, share in shares.items()}
+    limits = {f"objective.{name}": round(share * costs[name], 1) for name, share in shares.items()}
+    return {**limits, "objective.reference": float(costs[measured])} if measured else limits

@@ -85,10 +85,18 @@ def check_against(space: Space, recipe: Recipe, source: str = "search space") ->
     RecipeError
         With one line, as the trial would say it.
     """
+    from nni_plugins.training.errors import RecipeError
+
     recipe.with_values({name: _values(spec)[0] for name, spec in space.items()}, source)
     for name, spec in space.items():
         for value in _values(spec):
             recipe.with_values({name: value}, source)
+    goal, searched = recipe.objective, next((name for name in space if name.startswith("model.")), None)
+    if searched and goal.metric != "accuracy" and goal.reference is None:
+        raise RecipeError(
+            f"{source}: {searched} gives every trial a dense model of its own; objective.metric: {goal.metric} needs "
+            "objective.reference, a number that all are shares of"
+        )
 
 
 def sparsity_space(

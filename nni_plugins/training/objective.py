@@ -51,10 +51,14 @@ def limit_of(name: str, bound: float, dense: DenseBaseline) -> float:
 def objective(recipe: Recipe, metric: Metric, dense: DenseBaseline, values: Mapping[str, Any]) -> float:
     """Return the number that a tuner maximises.
 
-    Where all bounds hold it is the quantity itself (the validation metric, or a cost as a negative share of the
-    dense model's), so that only that ranks trials. Where one is broken, ``penalty`` times the relative excess is
-    taken off: more than the quantity varies, and less the nearer the bound, which tells a tuner the way back.
+    Where all bounds hold it is the quantity itself (the validation metric, or a cost as a negative share of
+    ``reference``, or of the dense model's), so that only that ranks trials. Where one is broken, ``penalty`` times the
+    relative excess is taken off: more than the quantity varies, and less the nearer the bound, which tells a tuner the
+    way back.
     """
     name = recipe.objective.metric
-    gain = metric.better(values["accuracy"]) if name == "accuracy" else -values[name] / getattr(dense, name)
+    if name == "accuracy":
+        gain = metric.better(values["accuracy"])
+    else:
+        gain = -values[name] / (recipe.objective.reference or getattr(dense, name))
     return gain - recipe.objective.penalty * sum(excess(recipe, metric, dense, values).values())

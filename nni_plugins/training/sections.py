@@ -207,6 +207,9 @@ class ObjectiveSettings:
         "what is made best: accuracy (train.metric on validation), or the cost that is made small",
         choices=("accuracy", "macs", "params", "bytes", "latency_ms"),
     )
+    reference: float | None = option(
+        None, "what a cost is a share of, where it is the metric; null: the dense model's own", above=0
+    )
     macs: float | None = option(None, "bound: share of the dense model's MACs; above 1, a number of MACs", above=0)
     params: float | None = option(
         None, "bound: share of the dense model's parameters; above 1, a number of them", above=0

@@ -162,6 +162,14 @@ def test_bounds_are_shares_of_the_default_architecture(tmp_path: Path) -> None:
     macs = ChannelGraph.watch(model, recipe_input()).cost().macs
     assert set(limits) == {"objective.macs", "objective.bytes"}
     assert limits["objective.macs"] == pytest.approx(macs / 2)
+    assert limits_of(recipe.with_values({"objective": {"metric": "macs"}}), SPACE, default) == {
+        "objective.reference": macs
+    }
+    assert limits_of(recipe.with_values({"objective": {"metric": "macs", "reference": 7}}), SPACE, default) == {}
+    assert (
+        limits_of(recipe.with_values({"objective": {"metric": "latency_ms"}}), SPACE, default)["objective.reference"]
+        > 0
+    )
 
 
 def recipe_input() -> Any:

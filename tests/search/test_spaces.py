@@ -106,6 +106,16 @@ def test_a_space_that_does_not_fit_the_recipe_is_refused(name, spec, says):
         check_against(check_space({name: spec}), recipe_from_dict({}))
 
 
+def test_a_cost_of_searched_architectures_needs_one_scale():
+    space = check_space({"model.arguments.width": {"_type": "choice", "_value": [8, 16]}})
+    with pytest.raises(
+        RecipeError, match=r"space: model\.arguments\.width .* objective\.metric: macs needs objective\.ref"
+    ):
+        check_against(space, recipe_from_dict({"objective": {"metric": "macs"}}))
+    check_against(space, recipe_from_dict({"objective": {"metric": "macs", "reference": 1000}}))
+    check_against(check_space(GOOD), recipe_from_dict({"objective": {"metric": "macs"}}))
+
+
 def test_an_experiment_whose_space_does_not_fit_does_not_start(tmp_path):
     for name in ("config.yml", "recipe.yml"):
         (tmp_path / name).write_text((ROOT / "experiments" / "digits" / name).read_text())

@@ -36,6 +36,10 @@ def test_a_cost_under_a_bound_on_accuracy():
     assert value({"metric": "macs", "accuracy": 0.9}, accuracy=0.81, macs=100)[0] == pytest.approx(-0.1 - 10 * 0.1)
 
 
+def test_a_cost_as_a_share_of_a_reference():
+    assert value({"metric": "macs", "reference": 600}, accuracy=0.95, macs=300)[0] == pytest.approx(-0.5)
+
+
 def test_where_lower_is_better():
     assert value({}, {"metric": "mse"}, accuracy=0.25)[0] == -0.25
     assert value({"metric": "params", "accuracy": 0.2}, {"metric": "mse"}, accuracy=0.1, params=50) == (-0.5, {})
