@@ -157,7 +157,7 @@ def limits_of(base: Recipe, space: str, default: dict[str, Any]) -> dict[str, fl
     data = build_data(recipe)
     model = build_model(recipe, seed=recipe.seed)
     cost = ChannelGraph.watch(model, data.example).cost()
-    costs = {"macs": cost.macs, "params": cost.params}
+    costs: dict[str, float] = {"macs": cost.macs, "params": cost.params}
     if measured == "latency_ms":
         costs[measured] = latency_ms(model, data.example)
     if "bytes" in {*shares, measured}:
