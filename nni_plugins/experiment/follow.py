@@ -14,13 +14,15 @@ from nni_plugins.experiment.errors import ExperimentError, Interrupted
 from nni_plugins.experiment.health import why_stopped, why_waiting
 from nni_plugins.experiment.launch import Running
 from nni_plugins.experiment.logs import tuner_error
-from nni_plugins.experiment.trials import ENDED, Trial
+from nni_plugins.experiment.trials import ENDED, EXHAUSTED, Trial
 
 FINISHED = ("DONE", "STOPPED", "VIEWED")
 SILENCE_SECONDS = 60.0
 IDLE_SECONDS = 120.0
 """A tuner that died leaves the experiment in RUNNING, without a trial; NNI does not notice."""
 RAISED_SECONDS = 8.0
+EXHAUSTED_SECONDS = 3.0
+"""A tuner may find more to try after all, as results come in."""
 
 
 class Display(Protocol):
@@ -84,7 +86,10 @@ def wait(
             )
         if status in FINISHED:
             return trials
-        if status != "RUNNING" or any(trial.status not in ENDED for trial in trials):
+        idle = all(trial.status in ENDED for trial in trials)
+        if status == EXHAUSTED and idle and heard - busy > EXHAUSTED_SECONDS:
+            return trials
+        if status not in ("RUNNING", EXHAUSTED) or not idle:
             busy = heard
         elif heard - busy > min(idle_seconds, _patience_with_tuner(running)) and not why_waiting(running.folder):
             raise ExperimentError(

@@ -14,6 +14,7 @@ import yaml
 from nni_plugins.experiment.best_trials import FINETUNED
 from nni_plugins.experiment.errors import ExperimentError
 from nni_plugins.experiment.folders import METRICS, read_json
+from nni_plugins.experiment.health import exhausted
 from nni_plugins.experiment.manifest import Known
 from nni_plugins.experiment.trials import Trial, ranked
 from nni_plugins.report.environment import ENVIRONMENT, environment
@@ -58,7 +59,7 @@ def gather(known: Known, trials: Sequence[Trial], curves: Mapping[str, Any], run
     recipe = _text(chosen.folder / RECIPE) if chosen is not None and chosen.folder is not None else ""
     wanted = config.get("maxTrialNumber")
     ended = sum(trial.status not in ("WAITING", "RUNNING", "UNKNOWN", "UNFINISHED") for trial in trials)
-    stopped = isinstance(wanted, int) and ended < wanted
+    stopped = isinstance(wanted, int) and ended < wanted and not (ended == len(trials) and exhausted(known.folder))
     higher = metrics.get("higher_is_better")
     if not isinstance(higher, bool):
         higher = not negated(metrics) if "accuracy" in metrics else search["maximize"]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nni_plugins.experiment.logs import manager_error, tuner_error
+from nni_plugins.experiment.logs import manager_error, tuner_error, tuner_has_no_more
 from nni_plugins.experiment.node import events
 from nni_plugins.experiment.trials import Trial
 
@@ -23,6 +23,12 @@ def why_waiting(experiment: Path) -> str:
         if event["kind"] in ("waiting", "started"):
             reason = str(event.get("reason", ""))
     return reason
+
+
+def exhausted(experiment: Path) -> bool:
+    """Whether the tuner has no more to try, as that of a grid has when it tried every point; then no resume helps."""
+    last = [event["kind"] for event in _since_start(experiment) if event["kind"] in ("running", "exhausted")]
+    return last[-1] == "exhausted" if last else tuner_has_no_more(experiment)
 
 
 def lost_machines(experiment: Path) -> list[str]:

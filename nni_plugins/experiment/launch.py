@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nni_plugins.experiment.alone import manager_of
 from nni_plugins.experiment.config_check import check_content, read_config, reason_of
 from nni_plugins.experiment.errors import ExperimentError
 from nni_plugins.experiment.health import why_stopped, why_waiting
@@ -268,7 +269,7 @@ def start(
     experiment._action = "create" if resume is None else "resume"
     own = folder / experiment.id
     try:
-        with _patience(), preloaded(listen, host_keys(found) if found else None):
+        with _patience(experiment.id), preloaded(listen, host_keys(found) if found else None):
             experiment.start(port, run_mode=RunMode.Detach)
     except Exception as error:
         raise ExperimentError(
@@ -328,27 +329,57 @@ def interruptible() -> Iterator[list[int]]:
 
 
 @contextmanager
-def _patience() -> Iterator[None]:
-    """Let NNI wait for its web server as long as a busy machine needs, rather than four seconds."""
+def _patience(experiment: str) -> Iterator[None]:
+    """Let NNI wait for its web server as long as a busy machine needs, rather than four seconds, and be sure of it.
+
+    NNI speaks to whatever answers on the port: another experiment's manager, where two start at once. And it starts
+    what another manager runs already.
+    """
     from nni.experiment import launcher, rest
 
-    original = launcher._check_rest_server
+    start, check = launcher._start_rest_server, launcher._check_rest_server
+    begun: list[Any] = []
+
+    def begin(*args: Any, **options: Any) -> Any:
+        begun.append(start(*args, **options))
+        return begun[-1]
 
     def wait(port: int, retry: int = 3, url_prefix: str | None = None) -> None:
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
+            if begun and begun[-1].poll() is not None:
+                other = experiment_on(port)
+                taken = f"; port {port} is taken by NNI's experiment {other}" if other not in (None, experiment) else ""
+                raise RuntimeError(f"its process ended with status {begun[-1].returncode}{taken}")
             try:
                 rest.get(port, "/check-status", url_prefix)
-                return
             except Exception:
                 time.sleep(0.2)
-        original(port, retry=1, url_prefix=url_prefix)
+                continue
+            if not begun or listens(begun[-1].pid, port):
+                break
+            time.sleep(0.2)
+        else:
+            check(port, retry=1, url_prefix=url_prefix)
+        if begun and manager_of(experiment, besides=begun[-1].pid) is not None:
+            raise RuntimeError("another manager has started it at the same time, and goes on with it")
 
-    launcher._check_rest_server = wait
+    launcher._start_rest_server, launcher._check_rest_server = begin, wait
     try:
         yield
     finally:
-        launcher._check_rest_server = original
+        launcher._start_rest_server, launcher._check_rest_server = start, check
+
+
+def listens(process: int, port: int) -> bool:
+    """Whether this process of ours has the port; true also where the system does not say."""
+    import psutil
+
+    try:
+        found = psutil.Process(process).net_connections("tcp")
+    except (psutil.Error, OSError, AttributeError):
+        return True
+    return any(one.status == psutil.CONN_LISTEN and one.laddr.port == port for one in found)
 
 
 def _one_line(error: object) -> str:

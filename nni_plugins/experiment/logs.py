@@ -49,6 +49,13 @@ def tuner_error(experiment: Path) -> str:
     return ""
 
 
+def tuner_has_no_more(experiment: Path) -> bool:
+    """Whether the manager's log says so of its last run, which a bare nnictl may have started."""
+    states = [line for line in _tail(experiment / "log" / "nnimanager.log") if "Change NNIManager status from" in line]
+    last = next((line for line in reversed(states) if not line.endswith((" STOPPING", " STOPPED"))), "")
+    return last.endswith(" TUNER_NO_MORE_TRIAL")
+
+
 def _tail(path: Path) -> list[str]:
     try:
         with path.open("rb") as file:

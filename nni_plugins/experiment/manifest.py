@@ -14,7 +14,7 @@ from nni_plugins.experiment.curves import Curve, curves_from_database, curves_fr
 from nni_plugins.experiment.errors import ExperimentError
 from nni_plugins.experiment.folders import read_json
 from nni_plugins.experiment.manager import Manager
-from nni_plugins.experiment.trials import Trial, from_database, profile_from_database
+from nni_plugins.experiment.trials import ENDED, EXHAUSTED, Trial, from_database, profile_from_database
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,10 @@ class Known:
         """Whether it has trials to come, or running: NNI's manager is there, and not done."""
         if self.port is None:
             return False
-        status, _ = Manager(self.port, self.prefix).status()
+        manager = Manager(self.port, self.prefix)
+        status, _ = manager.status()
+        if status == EXHAUSTED:  # NNI stays so for ever
+            return any(trial.status not in ENDED for trial in manager.trials())
         return status not in ("DONE", "STOPPED", "VIEWED", "ERROR")
 
 

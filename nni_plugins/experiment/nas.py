@@ -6,10 +6,12 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nni_plugins.experiment.alone import resuming
 from nni_plugins.experiment.best_trials import FINETUNED
 from nni_plugins.experiment.errors import ExperimentError
 from nni_plugins.experiment.finish import finish
@@ -71,14 +73,18 @@ def run_nas(
     """
     from nni_plugins.experiment.session import followed, show_machines
 
-    folder, earlier = _earlier(resume, experiments_folder)
-    config, settings = load_nas_config(path, folder, trials, concurrency)
-    experiment = make_experiment(config, settings, path, resume)
-    command = again(path, experiment.id)
-    name = config.experiment_name or path.resolve().parent.name
-    machines = look_at_machines(config)
-    show_machines(machines, console)
-    known = followed(lambda: launch(experiment, config, port, earlier, command, machines, listen), name, console)
+    with ExitStack() as held:
+        stopped = None if resume is None else find_experiment(resume, experiments_folder)
+        if stopped is not None:
+            stopped = held.enter_context(resuming(stopped, console.print))
+        folder, earlier = _earlier(stopped, experiments_folder)
+        config, settings = load_nas_config(path, folder, trials, concurrency)
+        experiment = make_experiment(config, settings, path, None if stopped is None else stopped.id)
+        command = again(path, experiment.id)
+        name = config.experiment_name or path.resolve().parent.name
+        machines = look_at_machines(config)
+        show_machines(machines, console)
+        known = followed(lambda: launch(experiment, config, port, earlier, command, machines, listen), name, console)
     findings, written = finish(known, output, console.print)
     export_top_models(whole(known, known.trials()), settings.top, written, console.print)
     return findings, written
@@ -148,7 +154,7 @@ def launch(
     wanted = config.max_trial_number
     running = _Watched(experiment.id, port, folder / experiment.id, manager, experiment, wanted, hosts, listen, command)
     try:
-        with _patience(), preloaded(listen, host_keys(machines) if machines else None):
+        with _patience(experiment.id), preloaded(listen, host_keys(machines) if machines else None):
             experiment.start_watched(port, [(trial.parameters, trial.default) for trial in earlier])
         reason = _early_error(running)
     except Exception as error:
@@ -176,14 +182,11 @@ def again(path: Path, experiment: str) -> str:
     return f"nni-plugins run {path} --resume {experiment}"
 
 
-def _earlier(resume: str | None, experiments_folder: Path | None) -> tuple[Path | None, list[Trial]]:
+def _earlier(stopped: Known | None, experiments_folder: Path | None) -> tuple[Path | None, list[Trial]]:
     """Where the run to go on with is kept, and its trials; NNI runs those that were cut off again by itself."""
-    if resume is None:
+    if stopped is None:
         return experiments_folder, []
-    known = find_experiment(resume, experiments_folder)
-    if known.port is not None:
-        raise ExperimentError(f"experiment {known.id} still runs on port {known.port}; stop it first")
-    return known.folder.parent, [trial for trial in from_database(known.folder) if trial.parameters]
+    return stopped.folder.parent, [trial for trial in from_database(stopped.folder) if trial.parameters]
 
 
 def whole(known: Known, trials: list[Trial]) -> list[Trial]:

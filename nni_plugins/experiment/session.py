@@ -5,9 +5,11 @@ from __future__ import annotations
 import getpass
 import socket
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nni_plugins.experiment.alone import resuming
 from nni_plugins.experiment.bring import Bringing
 from nni_plugins.experiment.errors import ExperimentError, Interrupted
 from nni_plugins.experiment.finish import finish
@@ -78,18 +80,19 @@ def run_experiment(
         from nni_plugins.experiment.nas import run_nas
 
         return run_nas(config_path, port, console, experiments_folder, output, trials, concurrency, resume, listen)
-    if resume is not None:
-        earlier = find_experiment(resume, experiments_folder)
-        config, name = load_stopped(earlier, trials, concurrency), earlier.name or earlier.id
-        resume = earlier.id
-    else:
-        assert config_path is not None
-        config = load_config(config_path, experiments_folder, trials, concurrency)
-        check_direction(config, config_path)
-        name = config.experiment_name or config_path.resolve().parent.name
-    found = look_at_machines(config)
-    show_machines(found, console)
-    known = followed(lambda: start(config, port, found=found, listen=listen, resume=resume), name, console)
+    with ExitStack() as held:
+        if resume is not None:
+            earlier = held.enter_context(resuming(find_experiment(resume, experiments_folder), console.print))
+            config, name = load_stopped(earlier, trials, concurrency), earlier.name or earlier.id
+            resume = earlier.id
+        else:
+            assert config_path is not None
+            config = load_config(config_path, experiments_folder, trials, concurrency)
+            check_direction(config, config_path)
+            name = config.experiment_name or config_path.resolve().parent.name
+        found = look_at_machines(config)
+        show_machines(found, console)
+        known = followed(lambda: start(config, port, found=found, listen=listen, resume=resume), name, console)
     return finish(known, output, console.print)
 
 
@@ -134,7 +137,11 @@ def followed(begin: Callable[[], Running], name: str, console: Console) -> Known
                 display(console, running.trials_wanted) as show,
                 Bringing(running.machines, running.folder, show, console.print, limit) as bring,
             ):
-                wait(running, bring, lambda: bool(received))
+                trials = wait(running, bring, lambda: bool(received))
+            count, wanted = len(trials), running.trials_wanted
+            if wanted is not None and count < wanted:
+                told = f"the tuner tried all there is in its search space: {count} of {wanted} trials"
+                console.print(told, highlight=False)
         except Interrupted:
             console.print(f"stopping experiment {running.id} …", highlight=False)
             raise Interrupted(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nni_plugins.experiment.health import bad_metrics, lost_machines, why_ended, why_stopped, why_waiting
+from nni_plugins.experiment.health import bad_metrics, exhausted, lost_machines, why_ended, why_stopped, why_waiting
 from nni_plugins.experiment.logs import tuner_error
 from nni_plugins.experiment.manager import Manager
 from nni_plugins.experiment.manifest import Known, find_experiment, known_experiments
@@ -24,7 +24,8 @@ def experiment_status(name: str | None, experiments_folder: Path | None = None) 
     """One experiment and its trials (see :func:`nni_plugins.experiment.manifest.find_experiment`).
 
     Beside ``trials``: ``waiting`` (why no trial starts), ``problem`` (why it stopped, or does not go on),
-    ``lost_machines`` and ``resume`` (the command that goes on with it); each empty where there is nothing to say.
+    ``exhausted`` (why there are fewer trials than asked for), ``lost_machines`` and ``resume`` (the command that goes
+    on with it); each empty where there is nothing to say.
     """
     known = find_experiment(name, experiments_folder)
     trials, profile = known.trials(), known.profile()
@@ -33,12 +34,15 @@ def experiment_status(name: str | None, experiments_folder: Path | None = None) 
     told = [{**trial.to_dict(), "reason": why_ended(trial, bad, params.get("maxTrialDuration"))} for trial in trials]
     wanted = params.get("maxTrialNumber")
     ended = sum(trial.status in ENDED for trial in trials)
-    unfinished = known.port is None and (len(trials) > ended or (isinstance(wanted, int) and ended < wanted))
+    fewer = isinstance(wanted, int) and ended < wanted
+    spent = fewer and len(trials) == ended and exhausted(known.folder)
+    unfinished = known.port is None and (len(trials) > ended or fewer) and not spent
     going = known.port is not None and known.status in ("RUNNING", "INITIALIZED")
     return {
         **_head(known),
         "waiting": why_waiting(known.folder) if going else "",
         "problem": _problem(known, unfinished) or (_standing(known, trials) if going else ""),
+        "exhausted": f"its tuner tried all there is in its search space: {ended} of {wanted} trials" if spent else "",
         "lost_machines": lost_machines(known.folder) if going else [],
         "resume": f"nni-plugins run --resume {known.id}" if unfinished and known.listed else "",
         "trials": told,
@@ -78,7 +82,8 @@ def show(data: dict[str, Any], console: Console) -> None:
     page = f", http://127.0.0.1:{data['port']}" if data["port"] else ""
     console.print(f"experiment {data['id']} ({data['name']}): {data['status']}{page}", highlight=False)
     console.print(f"folder {data['folder']}", highlight=False, soft_wrap=True)
-    for name, what in (("waiting", "waiting: "), ("problem", "stopped: "), ("resume", "go on with it: ")):
+    lines = {"waiting": "waiting: ", "problem": "stopped: ", "exhausted": "done: ", "resume": "go on with it: "}
+    for name, what in lines.items():
         if data[name]:
             console.print(what + data[name], highlight=False, soft_wrap=True)
     for machine in data["lost_machines"]:

@@ -22,6 +22,8 @@ from nni_plugins.experiment.folders import FAILURE, METRICS, failure_reason, rea
 
 ENDED = ("SUCCEEDED", "FAILED", "USER_CANCELED", "SYS_CANCELED", "EARLY_STOPPED")
 UNFINISHED = "UNFINISHED"
+EXHAUSTED = "TUNER_NO_MORE_TRIAL"
+"""Where an experiment stays for ever when its tuner has tried all there is before ``maxTrialNumber`` is reached."""
 STATUS_EVENTS = ("WAITING", "RUNNING", "UNKNOWN", *ENDED)
 
 

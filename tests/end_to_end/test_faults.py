@@ -103,7 +103,7 @@ def test_a_trial_that_fails_fails_alone_and_says_why(
         "slow": ("EARLY_STOPPED", "over the time limit (maxTrialDuration: 12 s)"),
         "own end": ("EARLY_STOPPED", "over the time limit (maxTrialDuration: 12 s)"),
     }
-    folder = script(write_experiment, FAULTY, maxTrialNumber=len(expected), maxTrialDuration="12s")
+    folder = script(write_experiment, FAULTY, maxTrialNumber=len(expected) + 3, maxTrialDuration="12s")
     settings = yaml.safe_load((folder / "config.yml").read_text(encoding="utf-8"))
     settings["searchSpace"] = {"fault": {"_type": "choice", "_value": list(expected)}}
     settings["tuner"] = {"name": "GridSearch"}
@@ -111,7 +111,11 @@ def test_a_trial_that_fails_fails_alone_and_says_why(
     answer = nni_home.run("nni-plugins", "run", str(folder), "--port", str(port), check=False)
     assert "Traceback" not in answer.stderr
     (entry,) = nni_home.managers()
-    found = {trial["parameters"]["fault"]: trial for trial in status(nni_home, entry["id"])["trials"]}
+    told = status(nni_home, entry["id"])
+    assert told["exhausted"] == "its tuner tried all there is in its search space: 8 of 11 trials"
+    assert told["exhausted"].removeprefix("its") in answer.stderr  # and NNI by itself waits for ever
+    assert told["resume"] == ""
+    found = {trial["parameters"]["fault"]: trial for trial in told["trials"]}
     assert found.keys() == expected.keys()
     for fault, (word, reason) in expected.items():
         trial = found[fault]

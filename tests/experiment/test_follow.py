@@ -53,6 +53,14 @@ def test_an_error_of_nni_is_passed_on_with_the_way_back() -> None:
         follow(Script(("ERROR", [DONE])))
 
 
+def test_it_returns_when_the_tuner_has_no_more_to_try(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nni_plugins.experiment.follow.EXHAUSTED_SECONDS", 0.05)
+    still = Script(("TUNER_NO_MORE_TRIAL", [DONE, RUNNING]), ("TUNER_NO_MORE_TRIAL", [DONE]))
+    assert follow(still) == [DONE]
+    later = Script(*[("TUNER_NO_MORE_TRIAL", [DONE])] * 3, ("RUNNING", [DONE, RUNNING]), ("DONE", [DONE, DONE]))
+    assert follow(later) == [DONE, DONE]
+
+
 def test_a_dead_manager_and_a_dead_tuner_are_noticed() -> None:
     with pytest.raises(ExperimentError, match=r"manager of experiment abcd1234 is gone"):
         follow(Script(("RUNNING", [RUNNING]), (None, [])))

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from nni_plugins.experiment.health import lost_machines, why_ended, why_waiting
+from nni_plugins.experiment.health import exhausted, lost_machines, why_ended, why_waiting
 from nni_plugins.experiment.logs import tuner_error
 from nni_plugins.experiment.trials import Trial
 
@@ -31,6 +31,28 @@ def test_why_it_waits_and_what_is_lost_is_of_the_last_start(tmp_path: Path) -> N
     note(tmp_path, {"kind": "begun"})
     assert why_waiting(tmp_path) == ""
     assert lost_machines(tmp_path) == []
+
+
+def test_a_tuner_has_no_more_to_try(tmp_path: Path) -> None:
+    assert not exhausted(tmp_path)
+    note(tmp_path, {"kind": "begun"}, {"kind": "running"}, {"kind": "exhausted"})
+    assert exhausted(tmp_path)
+    note(tmp_path, {"kind": "begun"}, {"kind": "running"})
+    assert not exhausted(tmp_path)
+    note(tmp_path, {"kind": "exhausted"}, {"kind": "running"})
+    assert not exhausted(tmp_path)
+
+
+def test_the_log_of_a_bare_nnictl_says_so_too(tmp_path: Path) -> None:
+    (tmp_path / "log").mkdir()
+    log = tmp_path / "log" / "nnimanager.log"
+    line = "[2026-01-02 03:04:05] INFO (NNIManager) Change NNIManager status from: {} to: {}\n"
+    text = line.format("RUNNING", "TUNER_NO_MORE_TRIAL")
+    for more, expected in (("STOPPING", True), ("STOPPED", True), ("RUNNING", False), ("NO_MORE_TRIAL", False)):
+        log.write_text(text, encoding="utf-8")
+        assert exhausted(tmp_path)
+        log.write_text(text + line.format("TUNER_NO_MORE_TRIAL", more), encoding="utf-8")
+        assert exhausted(tmp_path) is expected
 
 
 def test_the_tuner_of_this_run_has_not_died_of_the_error_of_the_last(tmp_path: Path) -> None:

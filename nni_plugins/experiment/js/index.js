@@ -3,6 +3,7 @@
 // What NNI's own code does not do, one file each; nothing is changed on disk:
 //   loopback.js  listens on this machine only
 //   manager.js   waits for a slow tuner and a read database, notices a dead tuner and a killed trial
+//   groups.js    ends all processes of a trial with it, and with the manager
 //   ssh.js       knows its machines by their keys, leads workers back through the SSH connection, reconnects
 //   calls.js     ends calls to a machine that is lost
 //   parameters.js gives each trial its own parameters
@@ -41,7 +42,7 @@ note({ kind: 'begun' }); // what was noted of machines before is over
 
 const context = { settings, note, port: Number(option('--port')) };
 const patches = [];
-for (const part of ['loopback', 'manager', 'gpus', 'waiting', 'calls', 'parameters', 'ssh']) {
+for (const part of ['loopback', 'manager', 'gpus', 'waiting', 'calls', 'parameters', 'groups', 'ssh']) {
     patches.push(...require('./' + part)(context));
 }
 

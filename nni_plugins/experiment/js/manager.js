@@ -71,6 +71,13 @@ module.exports = ({ note }) => {
             }
             return count;
         };
+        const setStatus = NNIManager.prototype.setStatus;
+        NNIManager.prototype.setStatus = function (status) {
+            if (status === 'TUNER_NO_MORE_TRIAL' || (status === 'RUNNING' && this.status.status !== status)) {
+                note({ kind: status === 'RUNNING' ? 'running' : 'exhausted' });
+            }
+            return setStatus.call(this, status);
+        };
         const onMetrics = NNIManager.prototype.onTrialJobMetrics;
         NNIManager.prototype.onTrialJobMetrics = async function (metric) {
             try {
