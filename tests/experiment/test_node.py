@@ -178,3 +178,30 @@ def test_the_files_of_a_trials_output_are_whole_and_not_left_open(tmp_path: Path
     for number in range(6):
         assert (tmp_path / str(number) / "trial.stdout").read_text(encoding="utf-8") == "out\n"
         assert (tmp_path / str(number) / "trial.stderr").read_text(encoding="utf-8") == "err\n"
+
+
+@pytest.mark.parametrize(("collect", "gone"), [(0.05, True), (0, False)])
+def test_garbage_is_collected_and_new_objects_have_little_room(collect: float, gone: bool) -> None:
+    script = """
+    let gone = false;
+    const registry = new FinalizationRegistry(() => { gone = true; });
+    (() => registry.register({ much: new Array(1000).fill(0) }, 1))();
+    let kept = [];
+    for (let i = 0; i < 300000; i++) { kept.push({ i }); }
+    kept = null;
+    const room = require('v8').getHeapSpaceStatistics().find(one => one.space_name === 'new_space').space_size;
+    setTimeout(() => console.log(JSON.stringify({ gone, room })), 600);
+    """
+    environment = node_environment({})
+    settings = {**json.loads(environment["NNI_PLUGINS_NODE"]), "collect": collect}
+    environment["NNI_PLUGINS_NODE"] = json.dumps(settings)
+    answer = subprocess.run(
+        [str(NODE / "node"), "-e", script],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    found = json.loads(answer.stdout)
+    assert found["room"] <= 3 * 2 * 2**20
+    assert found["gone"] is gone

@@ -8,6 +8,7 @@
 //   calls.js     ends calls to a machine that is lost
 //   parameters.js gives each trial its own parameters
 //   gpus.js      gives a trial all GPUs of a machine where it asks for all
+//   memory.js    collects garbage
 //   waiting.js   says why no trial is started; starts resumed trials under their own names
 'use strict';
 
@@ -42,7 +43,7 @@ note({ kind: 'begun' }); // what was noted of machines before is over
 
 const context = { settings, note, port: Number(option('--port')) };
 const patches = [];
-for (const part of ['loopback', 'manager', 'gpus', 'waiting', 'calls', 'parameters', 'groups', 'ssh']) {
+for (const part of ['loopback', 'memory', 'manager', 'gpus', 'waiting', 'calls', 'parameters', 'groups', 'ssh']) {
     patches.push(...require('./' + part)(context));
 }
 
