@@ -207,14 +207,31 @@ def _export(
 
 
 def _strip(proto: Any) -> None:
-    """Take out what the exporter noted for debugging: it is larger than the weights of a small model."""
+    """Take out what the exporter noted for debugging, and attributes that say what ONNX's schema says already.
+
+    Together it is larger than the weights of a small model.
+    """
+    from onnx import defs, helper
+
+    versions = {item.domain: item.version for item in proto.opset_import}
     del proto.graph.value_info[:]
     for holder in (proto, proto.graph, *proto.graph.node, *proto.graph.initializer, *proto.functions):
-        holder.doc_string = ""
+        holder.ClearField("doc_string")
         if hasattr(holder, "metadata_props"):
             del holder.metadata_props[:]
     for item in (*proto.graph.input, *proto.graph.output):
-        item.doc_string = ""
+        item.ClearField("doc_string")
+    for node in proto.graph.node:
+        if node.domain in versions and defs.has(node.op_type, versions[node.domain], node.domain):
+            known = defs.get_schema(node.op_type, versions[node.domain], node.domain).attributes
+            for held in list(node.attribute):
+                usual = known[held.name].default_value if held.name in known else None
+                if usual is not None and usual.type and _same(helper, held, usual):
+                    node.attribute.remove(held)
+
+
+def _same(helper: Any, one: Any, other: Any) -> bool:
+    return one.type == other.type and helper.get_attribute_value(one) == helper.get_attribute_value(other)
 
 
 def _input_names(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[str] | None:

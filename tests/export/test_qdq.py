@@ -109,3 +109,47 @@ def test_a_weight_that_no_operator_reads_is_said(tmp_path):
     other[1].forward = other[1][0].forward
     with pytest.raises(ExportError, match=r"1\.idle\.weight is not read by a convolution"):
         export_onnx(other, example, tmp_path / "bad.onnx", grids={"1.idle": made.grids["1.0"]})
+
+
+class Named(nn.Module):
+    """Layers whose names are those that the file's own tensors would like to have."""
+
+    def __init__(self):
+        super().__init__()
+        self._c1, self._q1, self._r1 = nn.Linear(64, 16), nn.Linear(16, 16), nn.Linear(16, 10)
+        self._w1 = nn.Parameter(torch.ones(16))
+
+    def forward(self, x):
+        return self._r1(torch.relu(self._q1(self._c1(x.flatten(1)) * self._w1)))
+
+
+def test_little_is_stored_but_the_weights(tmp_path):
+    import onnx
+    import onnxruntime
+    from onnx import defs, helper, numpy_helper
+
+    torch.manual_seed(0)
+    made, example = _quantised(Named())
+    path = tmp_path / "int8.onnx"
+    export_onnx(made.plain(), example, path, grids=made.grids, reference=made.model)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    images = torch.rand(50, 1, 8, 8)
+    (found,) = onnxruntime.InferenceSession(str(path), options).run(None, {"x": images.numpy()})
+    with torch.no_grad():
+        assert np.abs(found - made.model(images).numpy()).max() < 1e-5  # no name was taken twice
+    proto = onnx.load(path)
+    names = [name for node in proto.graph.node for name in node.output]
+    names += [item.name for item in (*proto.graph.initializer, *proto.graph.input)]
+    assert len(names) == len(set(names))
+    held = [numpy_helper.to_array(item) for item in proto.graph.initializer if not item.name.endswith(".int8")]
+    assert len({(item.dtype, item.shape, item.tobytes()) for item in held}) == len(held)  # equal ones once
+    weights = sum(layer.weight.numel() for layer in (made.model._c1, made.model._q1, made.model._r1))
+    floats = sum(item.nbytes for item in held)
+    nodes = len(proto.graph.node)
+    assert path.stat().st_size < weights + floats + 16 * len(held) + 80 * nodes + 200, (path.stat().st_size, weights)
+    for node in proto.graph.node:
+        known = defs.get_schema(node.op_type, proto.opset_import[0].version).attributes
+        for one in node.attribute:
+            usual = known[one.name].default_value
+            assert not usual.type or helper.get_attribute_value(usual) != helper.get_attribute_value(one), node
