@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import nn
+from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 
 from nni_plugins.channels.call import (
     Argument,
@@ -160,6 +161,8 @@ class Trace:
         known = self._infos.get(id(tensor))
         if known is not None:
             return self._as_written(tensor, known) if self._written else known
+        if is_functorch_wrapped_tensor(tensor):
+            return self.info(get_unwrapped(tensor))
         shape = tuple(tensor.shape)
         name = self._names.get(id(tensor)) or ("" if has_no_data(tensor) else self._storages.get(_place(tensor), ""))
         if name:
@@ -214,6 +217,8 @@ class Trace:
 
     def _placed(self, tensor: torch.Tensor) -> Info:
         """Return what is known of a tensor, and from now on how it lies in memory, too."""
+        while is_functorch_wrapped_tensor(tensor):  # in vmap, the operators that are watched see the whole batch
+            tensor = get_unwrapped(tensor)
         info = self.info(tensor)
         if info.order is None:
             strides = tensor.stride()

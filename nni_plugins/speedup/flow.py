@@ -262,7 +262,7 @@ class Flow:
         for contraction in operator.contractions:
             if contraction.weight:
                 self._contract(operator, contraction)
-            elif contraction.right is not None and name == "aten.bmm":
+            if contraction.right is not None and name == "aten.bmm":
                 self._product(operator, contraction)
 
     def _multiply(self, operator: Operator, position: int) -> None:

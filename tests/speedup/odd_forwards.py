@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tests.speedup.odd_nets import Net, conv, image, odd, three, vectors, words
+from tests.speedup.odd_nets import Net, conv, image, odd, parameter, three, vectors, words
 
 # -- shapes and views ----------------------------------------------------------------------------------------------
 
@@ -271,3 +271,22 @@ def scaled_by_the_width():
         return net.c(F.relu(net.b(y / math.sqrt(y.shape[1]))))
 
     return three(forward)
+
+
+@odd(vectors, up=12)
+def mapped_over_the_batch():
+    """Modules called on one sample, by ``torch.vmap``."""
+
+    def forward(net, x):
+        return net.down(torch.vmap(lambda row: torch.relu(net.up(row)))(x))
+
+    return Net(forward, {"up": nn.Linear(6, 12), "down": nn.Linear(12, 3)})
+
+
+@odd(vectors, up=12, w=4, w_1=7)
+def a_sum_over_stacked_matrices():
+    """A whole matrix of a stack can go."""
+    return Net(
+        lambda net, x: net.down(F.relu((F.relu(net.up(x)) @ net.w).sum(0))),
+        {"up": nn.Linear(6, 12), "w": parameter(4, 12, 7), "down": nn.Linear(7, 3)},
+    )
