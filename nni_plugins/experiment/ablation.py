@@ -43,7 +43,9 @@ def without_teacher(
 
     if recipe.distill.method == "none" or not recipe.distill.ablation or recipe.finetune.epochs == 0:
         return None
-    alone = recipe.with_values(ALONE)
+    multiple = (read_json(compact.parent / METRICS) or {}).get("round_to") or {}
+    same = {"prune.round_to": multiple["chosen"]} if multiple else {}  # what was chosen by timing is not chosen again
+    alone = recipe.with_values(ALONE | same)
     known = read_json(folder / METRICS)
     if known is None or load_recipe(folder / "recipe.yml") != alone:
         say(f"fine-tuning once more without the teacher (distill.method: {recipe.distill.method})")

@@ -68,6 +68,7 @@ def evaluated(findings: Findings, known: Known, winner: Trial, say: Callable[[st
             stock=stock_check(recipe, folder),
             stages=stages(dense, metrics),
             ablation=ablation,
+            round_to=metrics.get("round_to"),
             tested=tested(known.folder / TEST),
         )
     except Exception as error:  # whatever code of the user's raises that is not here, or not as it was
@@ -103,7 +104,7 @@ def recorded(findings: Findings, known: Known, winner: Trial, say: Callable[[str
         before = Findings.from_dict(record)
     except (TypeError, ValueError, KeyError, AttributeError):
         return noted(findings, f"{RECORD} of the experiment cannot be read")
-    fields = ("dense", "compact", "stock", "stages", "ablation", "tested", "tolerance", "bounds")
+    fields = ("dense", "compact", "stock", "stages", "ablation", "round_to", "tested", "tolerance", "bounds")
     found = replace(findings, **{name: getattr(before, name) for name in fields})
     return replace(found, environment=found.environment or before.environment)
 

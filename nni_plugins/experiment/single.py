@@ -109,6 +109,7 @@ def compress_recipe(
         recipe=(folder / "recipe.yml").read_text(encoding="utf-8"),
         stages=stages(dense, metrics),
         ablation=ablation,
+        round_to=metrics.get("round_to"),
         state="single",
         layers=groups,
         blocks=blocks,

@@ -203,6 +203,8 @@ class Findings:
         The metric on validation after each step that changes it (``compact``, ``quantised``), where there are several.
     ablation
         The test metric ``with_teacher`` and ``alone``, in float, where there was a teacher.
+    round_to
+        ``chosen`` and ``tried`` (``round_to``, ``macs``, ``time``, ``realised``, ``note``) of ``round_to: auto``.
     state
         ``running``, ``stopped`` (it can be resumed), ``finished``, or ``single`` for one recipe without a search.
     trials_wanted
@@ -240,6 +242,7 @@ class Findings:
     experiment: dict[str, str] = field(default_factory=dict)
     stages: dict[str, float] = field(default_factory=dict)
     ablation: dict[str, float] | None = None
+    round_to: dict[str, Any] | None = None
     state: str = "finished"
     trials_wanted: int | None = None
     maximize: bool = True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nni_plugins.report.findings import Findings
 
@@ -93,6 +93,8 @@ def proof_lines(findings: Findings) -> list[str]:
         saved = f"Of the saving in MACs, {100 * findings.realised:.0f}% is a saving of time here"
         none = "The saving in MACs is none of time here (`prune.round_to: 8` or `prune.target: latency` may help)"
         lines.append(f"{saved if findings.realised > 0 else none}: {macs} of the MACs, {time} of the time.")
+    if findings.round_to and findings.round_to["tried"]:
+        lines.append(f"`prune.round_to: auto` took {findings.round_to['chosen']}; timed: {_tried(findings.round_to)}.")
     if len(findings.stages) > 1:
         after = ", ".join(f"{name} {quality(value, findings.metric)}" for name, value in findings.stages.items())
         lines.append(f"Validation {findings.metric} after each step: {after}.")
@@ -103,6 +105,18 @@ def proof_lines(findings: Findings) -> list[str]:
             f"{quality(alone, findings.metric)} (both in float)."
         )
     return lines
+
+
+def _tried(multiples: dict[str, Any]) -> str:
+    """Each multiple that was timed, with the share of its saving in MACs that is one of time."""
+    parts = []
+    for one in multiples["tried"]:
+        if one["realised"] is None:
+            parts.append(f"{one['round_to']} does not fit")
+        else:
+            left = f"{100 * one['macs']:.0f}% of the MACs and {100 * one['time']:.0f}% of the time"
+            parts.append(f"{one['round_to']} leaves {left} ({one['realised']:.2f} of the saving is real)")
+    return "; ".join(parts)
 
 
 def named(split: str, metric: str) -> str:

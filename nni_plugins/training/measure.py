@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -61,3 +62,57 @@ def latency_ms(
         for module, mode in modes:
             module.training = mode
     return sorted(times)[len(times) // 10]
+
+
+@torch.no_grad()
+def in_turns(
+    models: Sequence[nn.Module], inputs: Any, threads: int = 1, turns: int = 30, seconds: float = 5.0
+) -> list[float]:
+    """Measure models one after the other, many times over, so that whatever disturbs one disturbs all.
+
+    Parameters
+    ----------
+    models
+        Measured in evaluation mode, in which they are left.
+    inputs
+        One batch, on the models' device.
+    threads
+        CPU threads while measuring. With one, the time that the thread had a processor counts.
+    turns
+        How many times each is measured.
+    seconds
+        No further turn starts after this time; at least 5 are taken.
+
+    Returns
+    -------
+    list of float
+        Milliseconds of each: the median of its faster half.
+    """
+    from nni_plugins.channels.latency.clock import typical
+
+    before = torch.get_num_threads()
+    on_gpu = any(parameter.is_cuda for model in models for parameter in model.parameters())
+    now = time.thread_time if threads == 1 and not on_gpu else time.perf_counter
+    times: list[list[float]] = [[] for _ in models]
+    torch.set_num_threads(threads)
+    end = time.perf_counter() + seconds
+    try:
+        for model in models:
+            model.eval()
+            for _ in range(3):
+                apply(model, inputs)
+        for turn in range(turns):
+            if turn >= 5 and time.perf_counter() > end:
+                break
+            for model, taken in zip(models, times, strict=True):
+                apply(model, inputs)  # with its own weights in the caches again
+                if on_gpu:
+                    torch.cuda.synchronize()
+                start = now()
+                apply(model, inputs)
+                if on_gpu:
+                    torch.cuda.synchronize()
+                taken.append(now() - start)
+    finally:
+        torch.set_num_threads(before)
+    return [1000 * typical(taken) for taken in times]

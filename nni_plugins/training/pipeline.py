@@ -31,14 +31,15 @@ from nni_plugins.training.prune import Masks, Pruned, apply_masks, mask_pairs, m
 from nni_plugins.training.rank import rank
 from nni_plugins.training.recalibrate import recalibrate
 from nni_plugins.training.recipe import Recipe
+from nni_plugins.training.sections import AUTO
 from nni_plugins.training.weights import save_weights
 
 if TYPE_CHECKING:
-    from nni_plugins.channels import Plan
+    from nni_plugins.channels import ChannelGraph, Plan
     from nni_plugins.speedup import ModelSpeedup
     from nni_plugins.training.quantize import Quantized
 
-CHECKPOINT = "finetune-{}.pt"
+CHECKPOINT, MULTIPLE = "finetune-{}.pt", "round_to.json"
 RECALIBRATE_PRUNED = 20  # batches, for a model that is not fine-tuned
 
 
@@ -61,6 +62,7 @@ class _Run:
     speedup: ModelSpeedup | None = None
     quantized: Quantized | None = None
     exports: dict[str, Any] = field(default_factory=dict)
+    multiple: dict[str, Any] = field(default_factory=dict)
     values: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -164,9 +166,10 @@ def _size_and_speed(run: _Run, compact: nn.Module) -> dict[str, Any]:
 def _prune(run: _Run) -> None:
     from nni_plugins.channels import ChannelGraph
 
+    graph = ChannelGraph.watch(run.model, run.example)
+    _choose_multiple(run, graph)
     recipe = run.recipe
     seed_everything(recipe.seed + 1)
-    graph = ChannelGraph.watch(run.model, run.example)
     if recipe.rank.candidates:
         pruned, ranked = rank(recipe, run.model, run.loop, graph)
         _write_json(run.output / RANKING, [dataclasses.asdict(item) for item in ranked])
@@ -177,6 +180,19 @@ def _prune(run: _Run) -> None:
     if as_on_rank_zero(_digest(run.masks)) != _digest(run.masks):
         raise CompressionError("prune: the processes of this trial chose different masks; please report this recipe")
     run.quick = recipe.search.mode == "quick" or as_on_rank_zero(_breaks_bounds(run, run.model, pruned))
+
+
+def _choose_multiple(run: _Run, graph: ChannelGraph) -> None:
+    """Put a number in the place of ``prune.round_to: auto``; a fine-tuning that goes on keeps what it began with."""
+    if run.recipe.prune.round_to != AUTO:
+        return
+    from nni_plugins.training.multiples import choose, fixed, said
+
+    file = run.output / MULTIPLE
+    known = json.loads(file.read_text(encoding="utf-8")) if file.exists() and run.checkpoint.exists() else None
+    run.multiple = as_on_rank_zero(known or said(*choose(run.recipe, run.model, run.loop, graph)))
+    _write_json(file, run.multiple)
+    run.recipe = fixed(run.recipe, run.multiple["chosen"])
 
 
 def _digest(masks: Masks) -> str:
@@ -335,6 +351,7 @@ def _finish(run: _Run) -> dict[str, Any]:
         "dense": {key: value for key, value in dataclasses.asdict(dense).items() if key != "path"}
         | {"bytes": dense.bytes},
         "sparsity": _sparsities(plan),
+        **({"round_to": run.multiple} if run.multiple else {}),
         "exports": run.exports,
         "final": INT8 if "int8" in run.exports else COMPACT,
         "seconds": run.seconds,

@@ -26,6 +26,7 @@ from nni_plugins.training.methods import (
 )
 from nni_plugins.training.recipe import Recipe
 from nni_plugins.training.schema import closest
+from nni_plugins.training.sections import AUTO
 
 if TYPE_CHECKING:
     from nni_plugins.channels import ChannelGraph, Plan
@@ -98,6 +99,8 @@ def check_prune(recipe: Recipe) -> tuple[Callable[..., Any], Kind, Mapping[str, 
         )
     if "compact" in parameters and settings.arguments.get("compact"):
         raise RecipeError("prune.arguments.compact: a recipe takes channels out by its speedup; leave it out")
+    if settings.round_to == AUTO and "round_to" not in parameters and not settings.groups:
+        raise RecipeError(f"prune.round_to: {settings.pruner} does not round; leave it out")
     if "affine" not in parameters and (settings.scales or settings.shifts):
         given = "scales" if settings.scales else "shifts"
         raise RecipeError(f"prune.{given}: {settings.pruner} ranks no channel groups; leave it out")
@@ -132,6 +135,8 @@ def prune(recipe: Recipe, model: nn.Module, loop: Loop, graph: ChannelGraph) -> 
         from nni_plugins.channels import Plan
 
         return Pruned({}, Plan(graph, {}))
+    if recipe.prune.round_to == AUTO:
+        raise RecipeError("prune.round_to: auto is for nni-plugins compress and the trials of a search; write a number")
     maker, kind, parameters = check_prune(recipe)
     settings, example = recipe.prune, loop.place(loop.data.example)
 

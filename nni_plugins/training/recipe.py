@@ -20,6 +20,7 @@ import yaml
 from nni_plugins.training.errors import RecipeError
 from nni_plugins.training.schema import check, closest, field_paths, hints, option, plain, section, show
 from nni_plugins.training.sections import (
+    AUTO,
     DataSettings,
     DistillSettings,
     ExportSettings,
@@ -153,6 +154,16 @@ def _agreeing(recipe: Recipe, source: str) -> Recipe:
             may = ", ".join("null" if item is None else str(item) for item in known[name])
             raise RecipeError(
                 f"{source}: prune.arguments.{name} is {show(value)}; of {recipe.prune.pruner} it must be one of {may}"
+            )
+    if recipe.prune.round_to == AUTO:
+        if recipe.prune.target == "latency":
+            raise RecipeError(
+                f"{source}: prune.round_to: auto looks for what saves time, which prune.target: latency does already; "
+                "write a number"
+            )
+        if recipe.supernet.epochs:
+            raise RecipeError(
+                f"{source}: prune.round_to: auto times one pruned model, and a supernet has many; write a number"
             )
     return recipe
 

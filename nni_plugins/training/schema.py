@@ -34,6 +34,7 @@ def option(default: Any, doc: str, **limits: Any) -> Any:
         What it means, in one line.
     **limits
         ``low``/``above`` (inclusive/exclusive lower bound), ``high``/``below``, ``choices`` (tuple of texts),
+        ``word`` (a text that is let pass in place of a number),
         ``reference`` (``module:function`` is accepted besides the choices), ``needed_for`` (``(field, values)``:
         null is refused where the sibling field has one of the values). Bounds and choices hold for the items of
         a list or a dictionary too.
@@ -146,6 +147,8 @@ def check_value(kind: Any, value: Any, limits: Mapping[str, Any], place: Place) 
     if get_origin(kind) in (Union, types.UnionType):
         inner = [item for item in get_args(kind) if item is not type(None)]
         return None if value is None else check_value(inner[0], value, limits, place)
+    if isinstance(value, str) and value == limits.get("word"):
+        return value
     checker = _check_section if dataclasses.is_dataclass(kind) else CHECKERS[get_origin(kind) or kind]
     return checker(kind, value, limits, place)
 
@@ -159,9 +162,13 @@ def _check_bool(kind: Any, value: Any, limits: Mapping[str, Any], place: Place) 
 def _check_int(kind: Any, value: Any, limits: Mapping[str, Any], place: Place) -> int:
     whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())  # quniform samples 8.0
     if isinstance(value, bool) or not whole:
-        place.fail(f"is {show(value)}; it must be a whole number{_range(limits, ', ')}")
+        place.fail(f"is {show(value)}; it must be a whole number{_range(limits, ', ')}{_or_word(limits, ', or ')}")
     _check_bounds(value, limits, place)
     return int(value)
+
+
+def _or_word(limits: Mapping[str, Any], before: str, mark: str = "") -> str:
+    return f"{before}{mark}{limits['word']}{mark}" if "word" in limits else ""
 
 
 def _check_float(kind: Any, value: Any, limits: Mapping[str, Any], place: Place) -> float:
@@ -288,4 +295,4 @@ def _kind(kind: Any, limits: Mapping[str, Any]) -> str:
     if limits.get("choices"):
         other = ", `module:function`" if limits.get("reference") else ""
         return ", ".join(f"`{choice}`" for choice in limits["choices"]) + other
-    return KINDS[kind] + _range(limits, " ")
+    return KINDS[kind] + _range(limits, " ") + _or_word(limits, ", or ", "`")

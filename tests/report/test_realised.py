@@ -46,3 +46,18 @@ def test_steps_and_teacher(make_findings: Make) -> None:
     text = "\n".join(proof_lines(findings))
     assert "after each step: dense 99.00%, compact 98.00%, quantised 97.00%" in text
     assert "with the teacher 98.50%, without it 98.00%" in text
+
+
+def test_the_multiple_that_was_chosen(make_findings: Make) -> None:
+    tried = [
+        {"round_to": 1, "macs": 0.5, "time": 0.8, "realised": 0.4, "note": ""},
+        {"round_to": 8, "macs": 0.48, "time": 0.55, "realised": 0.865, "note": ""},
+        {"round_to": 16, "macs": None, "time": None, "realised": None, "note": "out of reach"},
+    ]
+    findings = make_findings(round_to={"chosen": 8, "tried": tried})
+    (line,) = [line for line in proof_lines(findings) if "round_to: auto" in line]
+    assert line == (
+        "`prune.round_to: auto` took 8; timed: 1 leaves 50% of the MACs and 80% of the time (0.40 of the saving is "
+        "real); 8 leaves 48% of the MACs and 55% of the time (0.86 of the saving is real); 16 does not fit."
+    )
+    assert Findings.from_dict(findings.to_dict()).round_to == findings.round_to
