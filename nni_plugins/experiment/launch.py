@@ -58,6 +58,8 @@ class Running:
 
     def stop(self) -> None:
         """Stop this experiment, by its own manager's REST API, and wait until its process is gone."""
+        if not self.alive():
+            self.handle._proc = None  # NNI would ask it to stop all the same, and print why that fails
         self.handle.stop()
 
 
@@ -107,6 +109,8 @@ def load_config(
             config.trial_concurrency = concurrency
         if getattr(config.training_service, "platform", None) == "remote":
             config.nni_manager_ip = LOOPBACK  # workers come back through their SSH connection
+            for one in config.training_service.machine_list:
+                one.host = str(one.host).removeprefix("[").removesuffix("]")  # as IPv6 addresses are written
         else:
             config.trial_command = own_interpreter(config.trial_command)
         config = config.canonical_copy()
@@ -260,11 +264,9 @@ def start(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ExperimentError(f"{folder}: the experiments folder cannot be made ({error.strerror})") from None
-    import nni
     from nni.experiment import Experiment, RunMode
 
-    nni.silence_stdout()
-    logging.getLogger("nni.experiment").propagate = False  # NNI's word stays in log/experiment.log
+    silence_nni()
     experiment = Experiment(config, id=resume)
     experiment._action = "create" if resume is None else "resume"
     own = folder / experiment.id
@@ -283,6 +285,17 @@ def start(
         running.stop()
         raise ExperimentError(f"NNI's manager did not start: {reason}; see {own}/log")
     return running
+
+
+def silence_nni() -> None:
+    """Keep NNI's word in ``log/experiment.log``."""
+    import nni
+
+    nni.silence_stdout()
+    logger = logging.getLogger("nni.experiment")
+    logger.propagate = False
+    if not any(isinstance(handler, logging.NullHandler) for handler in logger.handlers):
+        logger.addHandler(logging.NullHandler())  # without any, Python prints warnings itself
 
 
 def _early_error(running: Running) -> str:

@@ -58,7 +58,8 @@ class Machine:
         return f"{self.host}:{self.port}"
 
     def __str__(self) -> str:
-        return f"{self.user}@{self.host}" + (f":{self.port}" if self.port != 22 else "")
+        host = f"[{self.host}]" if ":" in self.host and self.port != 22 else self.host
+        return f"{self.user}@{host}" + (f":{self.port}" if self.port != 22 else "")
 
 
 @dataclass(frozen=True)
@@ -164,6 +165,8 @@ def _why(machine: Machine, error: Exception) -> str:
         )
     if isinstance(error, paramiko.PasswordRequiredException):
         return f"the key {machine.key_file} has a passphrase; set sshPassphrase, or use a key without one"
+    if isinstance(error, paramiko.AuthenticationException) and machine.key_file is None:
+        return "it refuses the user or the password; check both, and PasswordAuthentication in its sshd_config"
     if isinstance(error, paramiko.AuthenticationException):
         return "it refuses the user or the key; check user, sshKeyFile and its authorized_keys"
     if isinstance(error, FileNotFoundError):
@@ -188,14 +191,31 @@ def check_machines(machines: Sequence[Machine], gpus: float | None = None) -> li
     Raises
     ------
     ExperimentError
-        When one of them cannot run a trial: one line with every such machine and its reason.
+        When one of them cannot run a trial, or is listed twice: one line with every such machine and its reason.
     """
+    _check_once(machines)
     with ThreadPoolExecutor(max_workers=min(16, len(machines))) as pool:
         answers = list(pool.map(lambda machine: _attempt(machine, gpus), machines))
     wrong = [str(answer) for answer in answers if isinstance(answer, ExperimentError)]
     if wrong:
         raise ExperimentError("; ".join(wrong))
     return [answer for answer in answers if isinstance(answer, Found)]
+
+
+def _check_once(machines: Sequence[Machine]) -> None:
+    """Refuse one machine under two entries: its trials would share GPUs and folders without knowing of each other."""
+    seen: dict[tuple[str, int, str], Machine] = {}
+    for machine in machines:
+        try:
+            address = str(socket.getaddrinfo(machine.host, machine.port, type=socket.SOCK_STREAM)[0][4][0])
+        except (OSError, UnicodeError):
+            address = machine.host.lower()
+        first = seen.setdefault((address, machine.port, machine.user), machine)
+        if first is not machine:
+            name = str(machine) if machine.host == first.host else f"{first} and {machine} are one machine, which"
+            raise ExperimentError(
+                f"machineList: {name} is listed twice; list it once, and set trialConcurrency, or maxTrialNumberPerGpu"
+            )
 
 
 def host_keys(found: Sequence[Found]) -> dict[str, dict[str, str]]:
@@ -212,6 +232,10 @@ def _attempt(machine: Machine, gpus: float | None) -> Found | ExperimentError:
 
 def look(machine: Machine, gpus: float | None = None) -> Found:
     """Look at one machine; see :func:`check_machines`."""
+    from nni_plugins.experiment.ssh_key import key_problem
+
+    if machine.key_file is not None and (problem := key_problem(machine.key_file, machine.passphrase)):
+        raise ExperimentError(f"{machine}: {problem}")
     with connected(machine) as client:
         facts = _facts(machine, client)
         transport = client.get_transport()
@@ -239,11 +263,19 @@ def _facts(machine: Machine, client: paramiko.SSHClient) -> dict[str, Any]:
                 return json.loads(output.strip().splitlines()[-1])
             except (ValueError, IndexError):
                 raise ExperimentError(f"{machine}: its {name} answers {output.strip()[-80:]!r}") from None
-        if status != 127:
-            why = errors.strip().splitlines()[-1:] or [f"exit status {status}"]
-            raise ExperimentError(f"{machine}: its {name} does not work: {why[0].strip()}")
+        if status != 127 and "Command not found" not in errors:  # as csh says it, which ends with 1
+            raise ExperimentError(
+                f"{machine}: its {name} does not work: {_last_words(errors) or f'exit status {status}'}"
+            )
     where = f"no Python in {folder}" if folder else "no python on the PATH of a plain SSH command; set pythonPath"
     raise ExperimentError(f"{machine}: {where}")
+
+
+def _last_words(errors: str) -> str:
+    """What a program said last; of a shell that points at its own command line, what it said first."""
+    lines = [line.strip() for line in errors.splitlines() if line.strip()]
+    pointed = bool(lines) and not lines[-1].strip("^~ ")
+    return lines[0 if pointed else -1] if lines else ""
 
 
 def _run(client: paramiko.SSHClient, command: str, text: str = "") -> tuple[int, str, str]:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 DIGITS, RANDOM = "digits", "random"
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
-HOST = re.compile(r"(?P<user>[^@\s]+)@(?P<host>[^@:\s]+)(?::(?P<port>\d+))?")
+HOST = re.compile(r"(?P<user>[^@\s]+)@(?P<host>[^@:\[\]\s]+|\[[0-9a-fA-F:.]+\])(?::(?P<port>\d+))?")
 LEAST, MOST = 0.1, 0.9
 """Range of the share that a stage loses, before all are scaled to the budget."""
 
@@ -357,12 +357,12 @@ def _check_config(path: Path) -> None:
 def _machine(text: str) -> dict[str, Any]:
     match = HOST.fullmatch(text.strip())
     if match is None or not 0 < int(match["port"] or 22) < 65536:
-        raise ExperimentError(f"--remote {text}: write user@host or user@host:port")
+        raise ExperimentError(f"--remote {text}: write user@host or user@host:port, and an IPv6 address as [::1]")
     key = next(
         (name for name in ("id_ed25519", "id_rsa") if (Path("~/.ssh").expanduser() / name).is_file()), "id_ed25519"
     )
     return {
-        "host": match["host"],
+        "host": match["host"].strip("[]"),
         "port": int(match["port"] or 22),
         "user": match["user"],
         "sshKeyFile": f"~/.ssh/{key}",

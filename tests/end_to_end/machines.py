@@ -112,6 +112,7 @@ def make_daemon(folder: Path, known_hosts: Path, environment: dict[str, str] | N
     lines = [
         f"Port {port}",
         "ListenAddress 127.0.0.1",
+        "ListenAddress ::1",
         f"HostKey {folder / 'host_key'}",
         f"AuthorizedKeysFile {folder / 'authorized_keys'}",
         "StrictModes no",
@@ -128,5 +129,5 @@ def make_daemon(folder: Path, known_hosts: Path, environment: dict[str, str] | N
     kind, key, *_ = (folder / "host_key.pub").read_text(encoding="utf-8").split()
     known_hosts.parent.mkdir(parents=True, exist_ok=True)
     with known_hosts.open("a", encoding="utf-8") as file:
-        file.write(f"[127.0.0.1]:{port} {kind} {key}\n")
+        file.writelines(f"[{address}]:{port} {kind} {key}\n" for address in ("127.0.0.1", "::1"))
     return Daemon(folder, port, folder / "user_key")

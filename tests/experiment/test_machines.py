@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from nni_plugins.experiment import machines
 from nni_plugins.experiment.errors import ExperimentError
 from nni_plugins.experiment.fetch import Fetcher
 from nni_plugins.experiment.machines import Machine, check_machines, host_keys, look, own_facts
+from nni_plugins.experiment.ssh_key import key_problem
 from tests.end_to_end.machines import SSHD, Daemon, make_daemon
 
 pytestmark = [
@@ -71,7 +73,7 @@ def test_what_cannot_run_a_trial_is_one_line_for_all_machines(machine: Machine, 
         "no Python in /nowhere": replace(machine, python_path="/nowhere"),
         "does not work: no libpython3.so": replace(machine, python_path=str(broken)),
         "give the whole path, without ~": replace(machine, python_path="~/x'y/bin"),
-        "no SSH session": replace(machine, key_file=str(tmp_path / "key")),
+        f"the key {tmp_path / 'key'} is damaged": replace(machine, key_file=str(tmp_path / "key")),
     }
     for words, one in wrong.items():
         with pytest.raises(ExperimentError) as caught:
@@ -80,10 +82,64 @@ def test_what_cannot_run_a_trial_is_one_line_for_all_machines(machine: Machine, 
         assert str(caught.value).startswith(str(one))
         assert "\n" not in str(caught.value)
     with pytest.raises(ExperimentError) as caught:
-        check_machines([machine, *wrong.values()])
-    assert all(words in str(caught.value) for words in wrong)
+        check_machines([machine, *(wrong[words] for words in list(wrong)[:3])])  # the others are this one again
+    assert all(words in str(caught.value) for words in list(wrong)[:3])
     with pytest.raises(ExperimentError, match="has 0 GPUs; trialGpuNumber asks for 64"):
         look(machine, 64)
+
+
+@pytest.mark.parametrize("kind", ["ed25519", "ecdsa", "pem"])
+def test_the_passphrase_of_a_key_is_tried_before_anybody_is_talked_to(
+    machine: Machine, daemon: Daemon, kind: str, tmp_path: Path
+) -> None:
+    key, allowed = tmp_path / "key", daemon.folder / "authorized_keys"
+    shape = ["-t", "rsa", "-m", "PEM"] if kind == "pem" else ["-t", kind]
+    subprocess.run(["ssh-keygen", "-q", *shape, "-N", "a secret", "-f", str(key)], check=True)
+    before = allowed.read_text(encoding="utf-8")
+    allowed.write_text(before + key.with_suffix(".pub").read_text(encoding="utf-8"), encoding="utf-8")
+    locked = replace(machine, key_file=str(key))
+    try:
+        assert look(replace(locked, passphrase="a secret")).facts["torch"]
+        with pytest.raises(ExperimentError, match=f"the key {key} has a passphrase; set sshPassphrase"):
+            look(locked)
+        with pytest.raises(ExperimentError, match=r"sshPassphrase does not open the key|is damaged") as caught:
+            look(replace(locked, passphrase="another one"))
+        assert "another one" not in str(caught.value)
+    finally:
+        allowed.write_text(before, encoding="utf-8")
+
+
+def test_a_key_that_nni_cannot_read_says_how_to_mend_it(machine: Machine, tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ecdsa", "-m", "PKCS8", "-N", "", "-f", str(key)], check=True)
+    with pytest.raises(ExperimentError, match=f"`ssh-keygen -p -f {key}` writes it in OpenSSH's own"):
+        look(replace(machine, key_file=str(key)))
+    subprocess.run(["ssh-keygen", "-q", "-p", "-P", "", "-N", "", "-f", str(key)], check=True)
+    assert key_problem(str(key), None) == ""
+    assert "public key; sshKeyFile is the private one" in key_problem(f"{key}.pub", None)
+    assert "is no private key" in key_problem(__file__, None)
+    assert "cannot be read (Is a directory)" in key_problem(str(tmp_path), None)
+
+
+def test_a_machine_that_is_listed_twice_is_refused(machine: Machine) -> None:
+    with pytest.raises(ExperimentError, match=r"machineList: \S+@127.0.0.1\S* is listed twice; list it once"):
+        check_machines([machine, replace(machine, python_path=None)])
+    with pytest.raises(
+        ExperimentError, match=r"@127.0.0.1\S* and \S+@localhost\S* are one machine, which is listed twice"
+    ):
+        check_machines([replace(machine, port=1), machine, replace(machine, host="localhost")])
+
+
+def test_a_machine_by_its_ipv6_address(machine: Machine) -> None:
+    with socket.socket(socket.AF_INET6) as probe:
+        try:
+            probe.bind(("::1", 0))
+        except OSError:
+            pytest.skip("no IPv6 here")
+    sixth = replace(machine, host="::1")
+    (found,) = check_machines([sixth])
+    assert list(host_keys([found])) == [f"::1:{machine.port}"]
+    assert str(sixth).endswith(f"@[::1]:{machine.port}")
 
 
 def test_a_machine_whose_key_is_unknown_or_another_is_not_talked_to(machine: Machine, home: Path) -> None:
@@ -93,7 +149,7 @@ def test_a_machine_whose_key_is_unknown_or_another_is_not_talked_to(machine: Mac
         known.write_text("", encoding="utf-8")
         with pytest.raises(ExperimentError, match=r"its host key is not known; log in once by `ssh -p \d+ "):
             look(machine)
-        name, kind, _ = text.split()
+        name, kind, _ = text.splitlines()[0].split()
         other = "AAAAC3NzaC1lZDI1NTE5AAAAIFAuo2kFvSK3rqhn6RdPYY1mLmb6QXOHm8vqWXRhAkXn"
         known.write_text(f"{name} {kind} {other}\n", encoding="utf-8")
         with pytest.raises(ExperimentError, match="somebody else may answer in its place"):
@@ -103,8 +159,6 @@ def test_a_machine_whose_key_is_unknown_or_another_is_not_talked_to(machine: Mac
 
 
 def test_without_our_package_or_forwarding_it_says_what_to_do(machine: Machine, tmp_path: Path, home: Path) -> None:
-    import subprocess
-
     folder = tmp_path / "venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
     bare = replace(machine, python_path=str(folder / "bin"))

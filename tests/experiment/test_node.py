@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -205,3 +206,27 @@ def test_garbage_is_collected_and_new_objects_have_little_room(collect: float, g
     found = json.loads(answer.stdout)
     assert found["room"] <= 3 * 2 * 2**20
     assert found["gone"] is gone
+
+
+@pytest.mark.parametrize("shell", ["sh", "csh", "fish", "zsh"])
+def test_what_nni_runs_on_a_machine_works_in_its_users_shell(shell: str) -> None:
+    if shutil.which(shell) is None:
+        pytest.skip(f"no {shell} here")
+    script = """
+    const { spawn } = require('child_process');
+    const EventEmitter = require('events');
+    const { Ssh } = require('training_service/remote_v3/ssh');
+    (async () => {
+        const ssh = new Ssh('abc', {});
+        ssh.client = { _sock: { writable: true }, exec(command, done) { // as sshd does it, with the login shell
+            const one = spawn(process.argv[1], ['-c', command]);
+            const stream = Object.assign(new EventEmitter(), { stderr: one.stderr });
+            one.stdout.on('data', data => stream.emit('data', data));
+            one.on('close', code => stream.emit('close', code, null));
+            done(null, stream);
+        } };
+        ssh.setPath("/my 'own' bin:/usr/bin:/bin");
+        console.log(JSON.stringify(await ssh.run(`printenv PATH`)));
+    })();
+    """
+    assert run(script, shutil.which(shell) or "") == "/my 'own' bin:/usr/bin:/bin"

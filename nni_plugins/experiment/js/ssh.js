@@ -66,9 +66,24 @@ module.exports = ({ settings, note, port }) => {
             if (this.client === null || this.client._sock === undefined || !this.client._sock.writable) {
                 throw new Error('the SSH connection is lost');
             }
-            return exec.call(this, command.replace(
-                '-m nni.tools.nni_manager_scripts.launch_trial_keeper', '-m nni_plugins.experiment.keeper'));
+            command = command.replace(
+                '-m nni.tools.nni_manager_scripts.launch_trial_keeper', '-m nni_plugins.experiment.keeper');
+            const { path } = this;
+            if (path === null) {
+                return exec.call(this, command);
+            }
+            // NNI writes PATH="..." before the command, which is for POSIX shells: the user's may be csh, or an old fish.
+            this.path = null;
+            try {
+                return exec.call(this, `/bin/sh -c ${quoted(`PATH="${path}" ${command}`)}`);
+            } finally {
+                this.path = path; // read before the first wait
+            }
         };
+    }
+
+    function quoted(text) {
+        return `'${text.replaceAll("'", "'\\''")}'`;
     }
 
     // ssh -R: a port of the worker's loopback that leads here, over the connection that NNI has anyway.
