@@ -1,9 +1,12 @@
 """AMC: an agent walks through the channel groups and says how much each keeps; a trial says how good the whole is.
 
 He et al., "AMC: AutoML for model compression and acceleration on mobile devices", ECCV 2018: DDPG, a continuous action
-for each layer, clipped so that the layers to come can still meet the budget (algorithm 1), and the trial's reward for
-each step. A trial is one episode. It is carried by the trial's parameters alone: states are computed again from them,
-so that results may come in any order, from remote workers, from another experiment, or after a resume.
+for each layer, brought to the budget, and the trial's reward for each step. The paper clips an action where the layers
+to come could not meet the budget any more (algorithm 1), so that the last layers pay for the first; here the actions of
+a walk are scaled together, as those of the random episodes are, and the budget is used up.
+
+A trial is one episode. It is carried by the trial's parameters alone: states are computed again from them, so that
+results may come in any order, from remote workers, from another experiment, or after a resume.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from nni.utils import ClassArgsValidator
 
 from nni_plugins.search.amc_state import Environment, GraphEnvironment
 from nni_plugins.search.base import RecordedTuner
-from nni_plugins.search.budget import SLACK, Step, check_budget, check_reach, in_order, scaled
+from nni_plugins.search.budget import Step, check_budget, check_reach, in_order, scaled
 from nni_plugins.search.checks import check_number, check_seed, refuse_unknown
 from nni_plugins.search.errors import SearchError
 from nni_plugins.search.journal import Record
@@ -189,12 +192,9 @@ class AMCTuner(RecordedTuner):
         """What the agent sees before step ``len(chosen)``: constants, MACs saved, MACs left, the last action."""
         assert self.environment is not None
         step = len(chosen)
-        saved = self.environment.saved(self._completed(chosen, "low"))
+        saved = self.environment.saved([*chosen, *(later.low for later in self._steps[step:])])
         last = float(actions[step - 1]) if step else 1.0
         return np.array([*self.environment.features[step], saved, self.environment.rest[step], last])
-
-    def _completed(self, chosen: list[float], rest: str) -> list[float]:
-        return [*chosen, *(getattr(step, rest) for step in self._steps[len(chosen) :])]
 
     def _policy(self, rng: np.random.Generator, noise: float) -> list[float]:
         assert self._agent is not None
@@ -206,18 +206,10 @@ class AMCTuner(RecordedTuner):
                 low, high = NORMAL.cdf(-mean / noise), NORMAL.cdf((1 - mean) / noise)  # cut off at 0 and 1
                 share = min(max(low + float(rng.random()) * (high - low), 1e-12), 1 - 1e-12)
                 mean = min(max(mean + noise * NORMAL.inv_cdf(share), 0.0), 1.0)
-            chosen.append(self._clipped(chosen, step, step.sparsity(mean)))
+            chosen.append(step.sparsity(mean))
             actions.append(step.action(chosen[-1]))
-        return chosen
-
-    def _clipped(self, chosen: list[float], step: Step, wanted: float) -> float:
-        """Return the sparsity nearest to ``wanted`` with which the later groups can still meet the budget."""
-
-        def fits(sparsity: float) -> bool:
-            assert self.environment is not None
-            return self.environment.load(self._completed([*chosen, sparsity], "high")) <= 1 + SLACK
-
-        return wanted if fits(wanted) else step.least(fits, wanted)
+        assert self.environment is not None
+        return scaled(self.environment, self._steps, actions)
 
     def _random(self, rng: np.random.Generator) -> list[float]:
         """Random shares, scaled together until the budget is just met."""

@@ -64,16 +64,6 @@ class Step:
             raise ValueError(value)
         return min((one for one, _ in self.grid), key=lambda one: abs(one - number)) if self.grid else number
 
-    def least(self, fits: Any, above: float) -> float:
-        """Return the smallest sparsity above this one that fits; the largest of all always does."""
-        if self.grid:
-            return next((one for one, _ in self.grid if one > above and fits(one)), self.high)
-        low, high = above, self.high
-        for _ in range(14):
-            middle = (low + high) / 2
-            low, high = (low, middle) if fits(middle) else (middle, high)
-        return high
-
 
 class Projection:
     """Brings parameters to a budget.

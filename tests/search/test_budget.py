@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import yaml
 
-from nni_plugins.search.budget import Projection, Step
+from nni_plugins.search.budget import Projection
 from nni_plugins.search.errors import SearchError
 from nni_plugins.search.optuna_space import Space
 from nni_plugins.search.optuna_tuner import OptunaClassArgsValidator, OptunaTuner
@@ -68,8 +68,6 @@ def test_a_grid_is_kept_to_and_no_single_step_more_fits() -> None:
         for name in NAMES:
             assert found[name] / 0.2 == pytest.approx(round(found[name] / 0.2))
             assert found[name] == 0 or load({**found, name: found[name] - 0.2}) > 1
-    steps = [Step(parameter) for parameter in parameters if parameter.name in NAMES]
-    assert steps[0].least(lambda s: s > 0.5, 0.2) == pytest.approx(0.6)
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random"])
