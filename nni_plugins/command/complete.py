@@ -9,8 +9,10 @@ import ast
 import functools
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 from click.shell_completion import CompletionItem, get_completion_class
@@ -24,7 +26,20 @@ def script(shell: str, group: click.Group) -> str:
     """Return what a shell has to read so that it completes ``nni-plugins``."""
     made = get_completion_class(shell)
     assert made is not None
-    return made(group, {}, "nni-plugins", VARIABLE).source()
+    source = made(group, {}, "nni-plugins", VARIABLE).source()
+    for before, after in MENDED.get(shell, {}).items():
+        source = source.replace(before, after)
+    return source
+
+
+MENDED = {
+    "zsh": {"    compdef _": "    (( $+functions[compdef] )) || { autoload -Uz compinit && compinit }\n    compdef _"},
+    "fish": {
+        'string split "," $completion': 'string split --max 1 "," $completion',  # a description may hold more of them
+        "complete --no-files --command": "complete --no-files --keep-order --command",
+    },
+}
+"""What click's scripts leave out, for shells as they come."""
 
 
 def _quiet(complete: Completer) -> Completer:
@@ -44,8 +59,15 @@ def complete_experiment(ctx: click.Context, param: click.Parameter, incomplete: 
     path = Path(os.path.expanduser("~")) / "nni-experiments" / ".experiment"
     known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     newest = sorted(known.values(), key=lambda entry: entry.get("startTime") or 0, reverse=True)
-    ids = [CompletionItem(one["id"], help=str(one.get("experimentName") or "")) for one in newest]
+    ids = [CompletionItem(one["id"], help=_when(one)) for one in newest]
     return [item for item in ids if item.value.startswith(incomplete)] or _folders(incomplete)
+
+
+def _when(entry: dict[str, Any]) -> str:
+    """Its name and when it began; zsh would put those of one name together, and lose their order."""
+    began = entry.get("startTime")
+    day = time.strftime("%d %b %H:%M:%S", time.localtime(began / 1000)) if isinstance(began, (int, float)) else ""
+    return ", ".join(part for part in (str(entry.get("experimentName") or ""), day) if part)
 
 
 @_quiet

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -120,3 +121,28 @@ def seconds_of(command: list[str], environment: dict[str, str]) -> tuple[float, 
     answer = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, answer
+
+
+@pytest.mark.skipif(shutil.which("fish") is None, reason="no fish here")
+def test_fish_says_whole_descriptions_and_the_newest_experiment_first(place: Path) -> None:
+    script = CliRunner().invoke(commands, ["completion", "fish"]).stdout
+    bin_folder = Path(sys.executable).parent
+    answer = subprocess.run(
+        ["fish", "--no-config", "-c", f"{script}\ncomplete -C 'nni-plugins status a'; complete -C 'nni-plugins compr'"],
+        env={**os.environ, "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    first, second, last = [line.split("\t") for line in answer.stdout.splitlines()]
+    assert [first[0], second[0]] == ["abd2", "abc1"]
+    assert first[1].startswith("of abd2, ")
+    assert last == ["compress", "Compress by one recipe, without a tuner."]
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="no zsh here")
+def test_zsh_takes_the_script_without_a_configuration(place: Path) -> None:
+    script = CliRunner().invoke(commands, ["completion", "zsh"]).stdout
+    command = ["zsh", "-f", "-c", f"ZDOTDIR=$PWD; {script}\nprint -r -- $_comps[nni-plugins]"]
+    answer = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert answer.stdout.strip() == "_nni_plugins_completion", answer.stderr
