@@ -102,6 +102,17 @@ class Plan:
             self._slices = {name: dims for name, dims in found.items() if dims}
         return self._slices
 
+    def masked_slices(self) -> dict[str, dict[int, Array]]:
+        """Return :meth:`slices` without the dimensions along which a mask would make 0/0 of a parameter (weight norm).
+
+        There, what the parameter is multiplied by is masked for it.
+        """
+        fixed = self.graph.trace.unmasked
+        found = {
+            n: {dim: kept for dim, kept in dims.items() if (n, dim) not in fixed} for n, dims in self.slices().items()
+        }
+        return {name: dims for name, dims in found.items() if dims}
+
     def sizes(self) -> dict[tuple[str, str], dict[int, int]]:
         """Return ``{(module, attribute): {old value: new value}}`` for module attributes that count what goes."""
         out: dict[tuple[str, str], dict[int, int]] = {}
@@ -140,9 +151,8 @@ class Plan:
         """
         parameters = dict(model.named_parameters(remove_duplicate=False))
         masks: dict[str, dict[str, torch.Tensor]] = {}
-        for name, dims in self.slices().items():
-            dims = {dim: kept for dim, kept in dims.items() if (name, dim) not in self.graph.trace.unmasked}
-            if self.graph.is_buffer[name] or not dims:
+        for name, dims in self.masked_slices().items():
+            if self.graph.is_buffer[name]:
                 continue
             for alias in (name, *self.graph.aliases.get(name, [])):
                 module, _, parameter = alias.rpartition(".")

@@ -190,7 +190,7 @@ class GroupPruner(Planned, PrunerBase):
             kept = as_on_rank_zero(kept)
         self.plan = Plan(self.graph, kept)
         masks: Masks = {}
-        for name, dims in self.plan.slices().items():
+        for name, dims in self.plan.masked_slices().items():
             for alias in (name, *self.graph.aliases.get(name, ())):
                 space = self._targets.get(alias)
                 if space is None or space.target is None:
@@ -258,6 +258,7 @@ class GroupPruner(Planned, PrunerBase):
         dead = {}
         for group in self.graph.groups:
             makers = [m for m in group.members if m.role == "out" and not m.parameter.endswith("bias")]
+            makers = [m for m in makers if (m.name, m.dim) not in self.graph.trace.unmasked]
             masks = [self._mask_of(member.name) for member in makers] if group.prunable else []
             if not masks or any(mask is None for mask in masks):
                 continue

@@ -206,7 +206,7 @@ class KernelPruner(Planned, PrunerBase):
         self.scores = averaged_over_ranks(self._scores())
         alive, dead = self._select(fraction)
         self.plan = Plan(self.graph, {name: ~gone.numpy() for name, gone in dead.items()})
-        slices, silent = self.plan.slices(), self._silent(alive)
+        slices, silent = self.plan.masked_slices(), self._silent(alive)
         masks: Masks = {}
         for name in {**self._layouts, **slices, **silent}:
             for alias in (name, *self.graph.aliases.get(name, ())):

@@ -39,7 +39,9 @@ def without_divisors(graph: ChannelGraph, masks: Mapping[str, torch.Tensor]) -> 
         shape = graph.shapes[factor]
         mask = out.get(factor, torch.ones(shape, dtype=masks[name].dtype, device=rows.device))
         out[factor] = mask.index_fill(along, torch.nonzero(rows).flatten(), 0)
-        out[name] = out[name].index_fill(dim, torch.nonzero(gone).flatten(), 1)
+        pattern = (masks[name] != 0).any(dim, keepdim=True)  # what the other rows have masked, for their inputs go
+        kept = (pattern | ~pattern.any()).to(masks[name])
+        out[name] = torch.where(gone.view([-1 if d == dim else 1 for d in range(kept.dim())]), kept, masks[name])
     return out
 
 

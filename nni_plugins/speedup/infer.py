@@ -122,9 +122,9 @@ class MaskInference:
             lines[group.name] = f"{group.name}: {count} of {group.size} units: {why}"
         return lines
 
-    def partly_masked_heads(self) -> list[ChannelGroup]:
-        """Return the groups of attention heads of which some, but not all, rows or columns of one head are masked."""
-        return [group for group in self._graph.groups if group.kind == "heads" and self._masks_parts_of(group)]
+    def partly_masked(self) -> list[ChannelGroup]:
+        """Return the groups (of heads) of which some, but not all, rows or columns of one unit are masked."""
+        return [group for group in self._graph.groups if group.prunable and self._masks_parts_of(group)]
 
     def _masks_parts_of(self, group: ChannelGroup) -> bool:
         for member in (*group.producers, *group.consumers):

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from nni.compression.speedup import ModelSpeedup as NniModelSpeedup
 from torch import nn
@@ -165,17 +166,17 @@ class ModelSpeedup(NniModelSpeedup):
     # -- the steps -------------------------------------------------------------------------------------------------
 
     def _watched(self) -> ChannelGraph:
-        """Watch the model; an attention loses head dimensions, not heads, where that is what its masks ask for."""
+        """Watch the model; of a product the factor goes that its masks ask for: dimensions of every head, not heads."""
         graph = ChannelGraph.watch(self.bound_model, self.dummy_input, rehearse=False)
         self._masks = with_activations(graph, self.bound_model, self.dummy_input, self._masks, self._activations)
         self._masks = without_divisors(graph, self._masks)
-        heads = self._inference(graph).partly_masked_heads()
-        if not heads:
+        parts = self._inference(graph).partly_masked()
+        other = graph.with_narrow_heads(parts) if parts else graph
+        if np.array_equal(other.solution.classes, graph.solution.classes):
             return graph
-        other = graph.with_narrow_heads(heads)
         other = other.rehearsed(self.bound_model, self.dummy_input, inexact=not self.exact_only)
         wide, narrow = (self._inference(g).plan() for g in (graph, other))
-        better = [group for group in heads if _rows(narrow, group) < _rows(wide, group)]
+        better = [group for group in parts if _rows(narrow, group) < _rows(wide, group)]
         return graph.with_narrow_heads(better) if better else graph
 
     def _inference(self, graph: ChannelGraph, stay: Sequence[Array] = ()) -> MaskInference:

@@ -320,3 +320,18 @@ def test_from_compressor_takes_the_methods_own_arguments_in_order(make_evaluator
     second = TaylorPruner.from_compressor(first, HALF, 4, None)
     assert second.schedule.interval_steps == 4
     assert second.evaluator is first.evaluator
+
+
+@pytest.mark.parametrize("normed", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm])
+def test_masks_make_no_zero_by_zero_of_a_weight_norm(normed):
+    model = nn.Sequential(normed(nn.Linear(4, 8)), nn.ReLU(), normed(nn.Linear(8, 6)), nn.ReLU(), nn.Linear(6, 2))
+    x, groups = torch.randn(5, 4), [{"op_types": ["Linear", "ParametrizedLinear"], "sparse_ratio": 0.5}]
+    pruner = MagnitudePruner(model, groups, dummy_input=x)
+    _, masks = pruner.compress()
+    masked = model(x)
+    assert torch.isfinite(masked).all()
+    assert sorted(int(dead.sum()) for dead in pruner._dead_units().values()) == [3, 4]
+    pruner.unwrap_model()
+    compact = ModelSpeedup(model, x, masks).speedup_model()
+    assert torch.allclose(compact(x), masked, atol=1e-5)
+    assert [compact[i].weight.shape[0] for i in (0, 2)] == [4, 3]

@@ -290,3 +290,17 @@ def a_sum_over_stacked_matrices():
         lambda net, x: net.down(F.relu((F.relu(net.up(x)) @ net.w).sum(0))),
         {"up": nn.Linear(6, 12), "w": parameter(4, 12, 7), "down": nn.Linear(7, 3)},
     )
+
+
+@odd(image, a=4, b=6)
+def kernels_made_from_the_input_for_fixed_groups():
+    """The number of groups is written down, and their width follows: the same channel of every group goes."""
+
+    def forward(net, x):
+        x = F.relu(net.a(x))
+        n, c, h, w = x.shape
+        kernels = net.k(F.relu(net.b(x))).view(n, 4, 9, h, w).unsqueeze(2)
+        taken = F.unfold(x, 3, padding=1).view(n, 4, c // 4, 9, h, w)
+        return net.c((kernels * taken).sum(3).view(n, c, h, w))
+
+    return Net(forward, {"a": conv(3, 16), "b": conv(16, 6), "k": conv(6, 36), "c": conv(16, 2)})

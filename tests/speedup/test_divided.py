@@ -51,3 +51,17 @@ def test_a_spectral_norm_by_hooks_loses_rows(training):
     assert speedup.report.relative_error < 1e-5
     assert not speedup.report.stayed
     assert torch.isfinite(compact.train()(x)).all()
+
+
+def test_inputs_of_a_weight_norm_go_though_its_rows_do():
+    """Where all of a row is masked, nothing is known of its columns; those of the other rows say which inputs go."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.utils.weight_norm(nn.Linear(8, 6)), nn.ReLU(), nn.Linear(6, 2))
+    masks = {"0": {"weight": torch.ones(8, 3), "bias": torch.ones(8)}, "2": {"weight_v": torch.ones(6, 8)}}
+    masks["0"]["weight"][:5], masks["0"]["bias"][:5] = 0, 0
+    masks["2"]["weight_v"][:, :5], masks["2"]["weight_v"][2:4] = 0, 0
+    masks["2"] |= {"weight_g": masks["2"]["weight_v"][:, 5:6].clone(), "bias": masks["2"]["weight_v"][:, 5].clone()}
+    speedup = ModelSpeedup(model, torch.randn(2, 3), masks)
+    compact = speedup.speedup_model()
+    assert compact[2].weight_v.shape == (4, 3)
+    assert not speedup.report.stayed
