@@ -11,6 +11,8 @@ START = re.compile(r"^Experiment \S+ start: (\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)")
 STAMP = re.compile(r"^\[(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)\]")
 LOST_MANAGER = ("websockets.", "ConnectionRefusedError", "ConnectionResetError", "ConnectionError", "TimeoutError")
 """Begin the errors of a tuner whose manager is gone: it has not died of itself."""
+CHANNEL = re.compile(r"[/\\](command_channel|websockets)[/\\]")
+"""In the path of a frame: NNI's own connection to the manager, which ends in many ways when that is gone."""
 TAIL = 200_000
 
 
@@ -42,9 +44,14 @@ def tuner_error(experiment: Path) -> str:
     for lines in (own, said):
         tracebacks = [index for index, line in enumerate(lines) if line.startswith("Traceback (most recent call last)")]
         for begin in reversed(tracebacks):
-            found = (line.strip() for line in lines[begin + 1 :] if line and not line[0].isspace() and ":" in line)
-            error = next(found, "")
-            if error and not error.startswith(LOST_MANAGER):
+            frames: list[str] = []
+            error = ""
+            for line in lines[begin + 1 :]:
+                if line and not line[0].isspace() and ":" in line:
+                    error = line.strip()
+                    break
+                frames.append(line)
+            if error and not error.startswith(LOST_MANAGER) and not any(CHANNEL.search(line) for line in frames):
                 return error
     return ""
 

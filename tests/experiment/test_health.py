@@ -88,3 +88,23 @@ def test_why_a_trial_has_no_result() -> None:
     assert why_ended(stopped, {}, "1m") == ""
     assert why_ended(Trial("aa", 0, "SUCCEEDED"), {"aa": "it reported NaN"}, None) == "it reported NaN"
     assert why_ended(Trial("aa", 0, "SUCCEEDED", metrics={"default": 1.0}), {"aa": "it reported NaN"}, None) == ""
+
+
+def test_an_error_of_the_connection_to_the_manager_is_none_of_the_tuners(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.mkdir()
+    lost = (
+        "Traceback (most recent call last):\n"
+        '  File "/v/{}.py", line 80, in send\n'
+        "    _wait(self._ws.send(message))\n"
+        "          ^^^^^^^^^^^^^\n"
+        "{}\n"
+    )
+    for place, error in (
+        ("websockets/protocol", "EOFError: unexpected end of stream"),
+        ("nni/runtime/command_channel/websocket/channel", "AttributeError: 'NoneType' object has no attribute 'send'"),
+    ):
+        (log / "dispatcher.log").write_text(RUN.format(7) + lost.format(place, error), encoding="utf-8")
+        assert tuner_error(tmp_path) == ""
+        (log / "dispatcher.log").write_text(RUN.format(7) + TRACEBACK + lost.format(place, error), encoding="utf-8")
+        assert tuner_error(tmp_path) == DIED
