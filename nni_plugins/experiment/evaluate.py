@@ -69,6 +69,7 @@ def evaluated(findings: Findings, known: Known, winner: Trial, say: Callable[[st
             stages=stages(dense, metrics),
             ablation=ablation,
             round_to=metrics.get("round_to"),
+            latency_budget=metrics.get("latency_budget"),
             tested=tested(known.folder / TEST),
         )
     except Exception as error:  # whatever code of the user's raises that is not here, or not as it was
@@ -104,7 +105,18 @@ def recorded(findings: Findings, known: Known, winner: Trial, say: Callable[[str
         before = Findings.from_dict(record)
     except (TypeError, ValueError, KeyError, AttributeError):
         return noted(findings, f"{RECORD} of the experiment cannot be read")
-    fields = ("dense", "compact", "stock", "stages", "ablation", "round_to", "tested", "tolerance", "bounds")
+    fields = (
+        "dense",
+        "compact",
+        "stock",
+        "stages",
+        "ablation",
+        "round_to",
+        "latency_budget",
+        "tested",
+        "tolerance",
+        "bounds",
+    )
     found = replace(findings, **{name: getattr(before, name) for name in fields})
     return replace(found, environment=found.environment or before.environment)
 

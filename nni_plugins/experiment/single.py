@@ -110,6 +110,7 @@ def compress_recipe(
         stages=stages(dense, metrics),
         ablation=ablation,
         round_to=metrics.get("round_to"),
+        latency_budget=metrics.get("latency_budget"),
         state="single",
         layers=groups,
         blocks=blocks,

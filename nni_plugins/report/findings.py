@@ -205,6 +205,8 @@ class Findings:
         The test metric ``with_teacher`` and ``alone``, in float, where there was a teacher.
     round_to
         ``chosen`` and ``tried`` (``round_to``, ``macs``, ``time``, ``realised``, ``note``) of ``round_to: auto``.
+    latency_budget
+        ``asked``, ``time``, ``sparsity``, ``tried`` of ``prune.target: latency``, in shares of the dense model's time.
     state
         ``running``, ``stopped`` (it can be resumed), ``finished``, or ``single`` for one recipe without a search.
     trials_wanted
@@ -243,6 +245,7 @@ class Findings:
     stages: dict[str, float] = field(default_factory=dict)
     ablation: dict[str, float] | None = None
     round_to: dict[str, Any] | None = None
+    latency_budget: dict[str, Any] | None = None
     state: str = "finished"
     trials_wanted: int | None = None
     maximize: bool = True

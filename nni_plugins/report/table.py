@@ -95,6 +95,12 @@ def proof_lines(findings: Findings) -> list[str]:
         lines.append(f"{saved if findings.realised > 0 else none}: {macs} of the MACs, {time} of the time.")
     if findings.round_to and findings.round_to["tried"]:
         lines.append(f"`prune.round_to: auto` took {findings.round_to['chosen']}; timed: {_tried(findings.round_to)}.")
+    if findings.latency_budget:
+        met = findings.latency_budget
+        lines.append(
+            f"`prune.target: latency` asked for {100 * met['asked']:.0f}% of the time; in turns with the dense model, "
+            f"the pruned one took {100 * met['time']:.0f}% (models that were made for it: {len(met['tried'])})."
+        )
     if len(findings.stages) > 1:
         after = ", ".join(f"{name} {quality(value, findings.metric)}" for name, value in findings.stages.items())
         lines.append(f"Validation {findings.metric} after each step: {after}.")

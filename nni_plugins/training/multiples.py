@@ -84,7 +84,7 @@ def choose(recipe: Recipe, model: nn.Module, loop: Loop, graph: ChannelGraph) ->
     shares: dict[int, float] = {}
     for multiple in CANDIDATES:
         try:
-            models[multiple], macs = _compact(recipe, multiple, model, loop, graph)
+            models[multiple], macs = compact_of(fixed(recipe, multiple), model, loop, graph)
             shares[multiple] = macs / dense_macs
         except CompressionError as error:
             notes[multiple] = first_line(error)
@@ -121,16 +121,21 @@ def fixed(recipe: Recipe, chosen: int) -> Recipe:
     return recipe.with_values({"prune.round_to": chosen}) if recipe.prune.round_to == AUTO else recipe
 
 
-def _compact(
-    recipe: Recipe, multiple: int, model: nn.Module, loop: Loop, graph: ChannelGraph
-) -> tuple[nn.Module, float]:
+def compact_of(recipe: Recipe, model: nn.Module, loop: Loop, graph: ChannelGraph) -> tuple[nn.Module, float]:
+    """Prune a copy of a model and make it compact, without training; return it and its MACs.
+
+    Raises
+    ------
+    CompressionError
+        The budget is out of reach.
+    """
     from nni_plugins.channels import ChannelGraph
     from nni_plugins.speedup import ModelSpeedup
 
     example = loop.place(loop.data.example)
     made = copy.deepcopy(model)
     seed_everything(recipe.seed + 1)  # what the pipeline will begin with
-    pruned = prune(fixed(recipe, multiple), made, loop, graph)
+    pruned = prune(recipe, made, loop, graph)
     made.eval()
     try:
         compact = ModelSpeedup(made, example, pruned.masks, exact_only=recipe.prune.exact_only).speedup_model()

@@ -27,7 +27,7 @@ from nni_plugins.training.export import FILES, INT8
 from nni_plugins.training.loop import Loop
 from nni_plugins.training.measure import latency_ms
 from nni_plugins.training.objective import excess, objective
-from nni_plugins.training.prune import Masks, Pruned, apply_masks, mask_pairs, masks_left, prune
+from nni_plugins.training.prune import NONE, Masks, Pruned, apply_masks, mask_pairs, masks_left, prune
 from nni_plugins.training.rank import rank
 from nni_plugins.training.recalibrate import recalibrate
 from nni_plugins.training.recipe import Recipe
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from nni_plugins.speedup import ModelSpeedup
     from nni_plugins.training.quantize import Quantized
 
-CHECKPOINT, MULTIPLE = "finetune-{}.pt", "round_to.json"
+CHECKPOINT, TIMED = "finetune-{}.pt", "timed.json"
 RECALIBRATE_PRUNED = 20  # batches, for a model that is not fine-tuned
 
 
@@ -62,7 +62,7 @@ class _Run:
     speedup: ModelSpeedup | None = None
     quantized: Quantized | None = None
     exports: dict[str, Any] = field(default_factory=dict)
-    multiple: dict[str, Any] = field(default_factory=dict)
+    timed_choice: dict[str, Any] = field(default_factory=dict)
     values: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -167,7 +167,7 @@ def _prune(run: _Run) -> None:
     from nni_plugins.channels import ChannelGraph
 
     graph = ChannelGraph.watch(run.model, run.example)
-    _choose_multiple(run, graph)
+    _choose_by_time(run, graph)
     recipe = run.recipe
     seed_everything(recipe.seed + 1)
     if recipe.rank.candidates:
@@ -182,17 +182,28 @@ def _prune(run: _Run) -> None:
     run.quick = recipe.search.mode == "quick" or as_on_rank_zero(_breaks_bounds(run, run.model, pruned))
 
 
-def _choose_multiple(run: _Run, graph: ChannelGraph) -> None:
-    """Put a number in the place of ``prune.round_to: auto``; a fine-tuning that goes on keeps what it began with."""
-    if run.recipe.prune.round_to != AUTO:
+def _choose_by_time(run: _Run, graph: ChannelGraph) -> None:
+    """Put numbers in the place of what the recipe leaves to the clock; a fine-tuning that goes on keeps its own."""
+    settings = run.recipe.prune
+    auto, latency = settings.round_to == AUTO, settings.target == "latency" and settings.pruner != NONE
+    if not auto and not latency:
         return
-    from nni_plugins.training.multiples import choose, fixed, said
-
-    file = run.output / MULTIPLE
+    file = run.output / TIMED
     known = json.loads(file.read_text(encoding="utf-8")) if file.exists() and run.checkpoint.exists() else None
-    run.multiple = as_on_rank_zero(known or said(*choose(run.recipe, run.model, run.loop, graph)))
-    _write_json(file, run.multiple)
-    run.recipe = fixed(run.recipe, run.multiple["chosen"])
+    if known is None:
+        from nni_plugins.training import latency_budget, multiples
+
+        if auto:
+            known = {"round_to": multiples.said(*multiples.choose(run.recipe, run.model, run.loop, graph))}
+        else:
+            made = latency_budget.meet(run.recipe, run.model, run.loop, graph)
+            known = {"latency_budget": latency_budget.said(settings.sparsity, made)}
+    run.timed_choice = as_on_rank_zero(known)
+    _write_json(file, run.timed_choice)
+    if auto:
+        run.recipe = run.recipe.with_values({"prune.round_to": run.timed_choice["round_to"]["chosen"]})
+    else:
+        run.recipe = run.recipe.with_values({"prune.sparsity": run.timed_choice["latency_budget"]["sparsity"]})
 
 
 def _digest(masks: Masks) -> str:
@@ -351,7 +362,7 @@ def _finish(run: _Run) -> dict[str, Any]:
         "dense": {key: value for key, value in dataclasses.asdict(dense).items() if key != "path"}
         | {"bytes": dense.bytes},
         "sparsity": _sparsities(plan),
-        **({"round_to": run.multiple} if run.multiple else {}),
+        **run.timed_choice,
         "exports": run.exports,
         "final": INT8 if "int8" in run.exports else COMPACT,
         "seconds": run.seconds,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
-from nni_plugins.training.allocate import fit, group_ratios, prunable_groups, whole
+from nni_plugins.training.allocate import Latency, fit, group_ratios, prunable_groups, whole
 from nni_plugins.training.errors import CompressionError
 from nni_plugins.training.loop import Loop
 from nni_plugins.training.prune import Masks, Pruned, apply_masks, prune
@@ -91,6 +91,12 @@ def rank(
         )
     scores = {name: score.detach().cpu().numpy() for name, score in first.scores.items()}
     tried: list[tuple[Ranked, Masks, Plan]] = []
+    latency: Latency | None = None
+    if recipe.prune.target == "latency":
+        from nni_plugins.pruners.targets import latency_table
+
+        table = latency_table(graph, model, loop.place(loop.data.example), None)
+        latency = lambda kept: table.total_ms(graph.cost_model.counts(kept))  # noqa: E731
 
     def consider(plan: Plan) -> None:
         trial = copy.deepcopy(model)
@@ -107,7 +113,7 @@ def rank(
     for _ in range(20 * settings.candidates):
         if len(tried) >= settings.candidates:
             break
-        counts = _sample(recipe, model, graph, random, scores)
+        counts = _sample(recipe, model, graph, random, scores, latency)
         if str(counts) in seen:
             continue
         seen.add(str(counts))
@@ -125,8 +131,9 @@ def rank(
 
 
 def _sample(
-    recipe: Recipe, model: nn.Module, graph: ChannelGraph, random: np.random.Generator, scores: dict[str, Any]
-) -> dict[str, int]:
+    recipe: Recipe, model: nn.Module, graph: ChannelGraph, random: np.random.Generator, scores: dict[str, Any],
+    latency: Latency | None,
+) -> dict[str, int]:  # fmt: skip
     """Return how many units each group keeps in one random allocation that meets the budget."""
     settings, ranks = recipe.prune, recipe.rank
     groups = [group for group in prunable_groups(settings, model, graph) if group.name in scores]
@@ -141,5 +148,5 @@ def _sample(
         scale = settings.sparsity * total / max(sum(drawn[name] * size for name, size in sizes.items()), 1e-9)
         kept = {name: whole(size, min(drawn[name] * scale, 0.95), settings) for name, size in sizes.items()}
     else:
-        kept = fit(settings, graph, sizes, drawn)
+        kept = fit(settings, graph, sizes, drawn, latency)
     return {name: count for name, count in kept.items() if count < sizes[name]}

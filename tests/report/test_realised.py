@@ -61,3 +61,12 @@ def test_the_multiple_that_was_chosen(make_findings: Make) -> None:
         "real); 8 leaves 48% of the MACs and 55% of the time (0.86 of the saving is real); 16 does not fit."
     )
     assert Findings.from_dict(findings.to_dict()).round_to == findings.round_to
+
+
+def test_the_latency_that_was_asked_for(make_findings: Make) -> None:
+    tried = [{"sparsity": 0.5, "time": 0.58}, {"sparsity": 0.57, "time": 0.507}]
+    findings = make_findings(latency_budget={"asked": 0.5, **tried[1], "tried": tried})
+    (line,) = [line for line in proof_lines(findings) if "target: latency" in line]
+    assert "asked for 50% of the time" in line
+    assert "the pruned one took 51% (models that were made for it: 2)" in line
+    assert Findings.from_dict(findings.to_dict()).latency_budget == findings.latency_budget

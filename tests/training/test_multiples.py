@@ -101,11 +101,11 @@ def test_the_pipeline_keeps_what_was_chosen(recipe, dense, tmp_path):
 
     with pytest.raises(Stop):
         compress(recipe, tmp_path, dense, stop)
-    file = tmp_path / "round_to.json"
-    known = json.loads(file.read_text())
+    file = tmp_path / "timed.json"
+    known = json.loads(file.read_text())["round_to"]
     assert known["chosen"] in CANDIDATES
     other = 8 if known["chosen"] == 4 else 4
-    file.write_text(json.dumps(known | {"chosen": other}))  # as if the times had been others
+    file.write_text(json.dumps({"round_to": known | {"chosen": other}}))  # as if the times had been others
     metrics = compress(recipe, tmp_path, dense)
     assert metrics["round_to"]["chosen"] == other  # the fine-tuning that was cut off goes on with its own masks
     groups = json.loads((tmp_path / "plan.json").read_text())["groups"]
