@@ -22,6 +22,7 @@ def checked_config(config_list: Any) -> list[dict]:
     # a legacy entry that only excludes has been written into the others by then, and asks for nothing itself
     translated = trans_legacy_config_list(deepcopy(list(config_list)))
     asked = [entry for entry, given in zip(translated, config_list, strict=True) if not given.get("exclude")]
+    _exclude_from(asked, [entry for entry in translated if entry.get("exclude")])
     for index, entry in enumerate(asked):
         for key in ("sparse_ratio", "sparse_threshold"):
             if type(entry.get(key)) is int:
@@ -31,6 +32,19 @@ def checked_config(config_list: Any) -> list[dict]:
         except Exception as error:  # of the package schema, which tells it in several lines
             raise PruningError(f"config_list[{index}]: {' '.join(str(error).split())}") from None
     return asked
+
+
+def _exclude_from(asked: list[dict], excluding: list[dict]) -> None:
+    """Write entries that only exclude into the others, where the list is in NNI's present form and NNI did not."""
+    for entry in excluding:
+        found = {key: list(entry.get(key) or ()) for key in ("op_names", "op_names_re")}
+        found["op_names_re"] += [f".*{part}.*" for part in entry.get("op_partial_names") or ()]
+        if not any(found.values()):  # with names, a type only narrows them
+            found = {"op_types": list(entry.get("op_types") or ())}
+        for other in asked:
+            for key, values in found.items():
+                if values:
+                    other[f"exclude_{key}"] = [*other.get(f"exclude_{key}", ()), *values]
 
 
 def check_whole(name: str, value: Any, least: int = 1, *, optional: bool = False) -> None:

@@ -7,14 +7,17 @@ directly, for whatever module owns the parameter; those of an earlier compressor
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
+import torch
 from nni.compression.base.apply_method import pruning_apply_methods
 from nni.compression.base.target_space import PruningTargetSpace, TargetType
 from nni.compression.base.wrapper import ModuleWrapper
 from torch import nn
 
+from nni_plugins.pruners.errors import PruningError
 from nni_plugins.pruners.scope import canonical_names
 
 Targets = dict[str, PruningTargetSpace]
@@ -42,6 +45,40 @@ class Tie:
                 module._parameters[name] = held[0]
 
 
+class Whole:
+    """The model that a wrapper is part of; it is neither copied nor saved along with the wrapper."""
+
+    def __init__(self, model: nn.Module | None = None):
+        self._model = None if model is None else weakref.ref(model)
+
+    def __call__(self) -> nn.Module | None:
+        """The model, while it is there."""
+        return None if self._model is None else self._model()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Whole:
+        return self
+
+    def __reduce__(self) -> tuple[type[Whole], tuple[()]]:
+        return Whole, ()
+
+
+_MASKED = "_masked_wrappers"
+
+
+def refresh_uncalled(model: nn.Module, _: Any) -> None:
+    """Before a model's forward: put masked parameters in place for those modules whose own forward may not be called.
+
+    ``F.linear(x, self.fc.weight)`` never calls ``fc``, and nn.TransformerEncoderLayer calls none of its modules when it
+    evaluates. In training, those are refreshed that the step before did not call, or whose parameters something read
+    ahead of their call; otherwise all, at little cost.
+    """
+    training = model.training and torch.is_grad_enabled()
+    for wrapper in model.__dict__.get(_MASKED, ()):
+        if wrapper.read_ahead or not (training and wrapper.trained and wrapper.called):
+            wrapper.refresh(training)
+        wrapper.__dict__.update(called=False, trained=training)  # nn.Module looks long at what it is set
+
+
 class MaskedWrapper(ModuleWrapper):
     """NNI's wrapper for a module of any kind, with a short way through where only parameters are masked."""
 
@@ -52,6 +89,44 @@ class MaskedWrapper(ModuleWrapper):
         self._uncalled: list[MaskedWrapper] = []
         self._known: list[tuple[str, str, PruningTargetSpace]] = []
         self._only_parameters = True
+        self.whole = Whole()
+        self.called = self.trained = self.read_ahead = False
+
+    def refresh(self, training: bool) -> None:
+        """Put the masked parameters in place, unless a quantiser does more to them."""
+        if self.quantization_target_spaces or self.fused_modules or not hasattr(self.module, "_nni_wrapper"):
+            return
+        self.set_masked()
+        if training and not self.read_ahead:
+            for name in self.pruning_target_spaces:
+                product = self.module._buffers.get(name)
+                if product is not None and product.requires_grad:
+                    product.register_hook(self._was_read)  # the module's own forward makes another
+
+    def _was_read(self, _: torch.Tensor) -> None:
+        self.__dict__["read_ahead"] = True
+
+    def wrap(self) -> None:
+        """Wrap as NNI does, and have the whole model see to modules that it does not call."""
+        super().wrap()
+        model = self.whole()
+        if model is not None and model is not self.module:
+            wrappers = model.__dict__.setdefault(_MASKED, [])
+            if not wrappers:
+                model.register_forward_pre_hook(refresh_uncalled)
+            if self not in wrappers:
+                wrappers.append(self)
+
+    def _leave(self) -> None:
+        model = self.whole()
+        wrappers = [] if model is None else model.__dict__.get(_MASKED, [])
+        if model is not None and self in wrappers:
+            wrappers.remove(self)
+            if not wrappers:
+                del model.__dict__[_MASKED]
+                for key, hook in list(model._forward_pre_hooks.items()):
+                    if hook is refresh_uncalled:
+                        del model._forward_pre_hooks[key]
 
     def serve(self, child: MaskedWrapper) -> None:
         """Refresh a child's parameters at each forward: its own is never called (MultiheadAttention's ``out_proj``)."""
@@ -84,6 +159,7 @@ class MaskedWrapper(ModuleWrapper):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the module under its masks; inputs and outputs pass untouched unless another compressor targets them."""
+        self.__dict__["called"] = True
         for child in self._uncalled:
             child.set_masked()
         self._places()
@@ -101,6 +177,7 @@ class MaskedWrapper(ModuleWrapper):
         """Unwrap as NNI does, but with the very parameters, in their order, tied as they were."""
         if not hasattr(self.module, "_nni_wrapper"):
             return
+        self._leave()
         super().unwrap()
         # NNI leaves the class's forward, bound to this module: a replica of DataParallel's would run this one
         if getattr(self.module.__dict__.get("forward"), "__func__", None) is type(self.module).forward:
@@ -155,8 +232,15 @@ def attach_targets(
             alias = f"{module_name}.{parameter}" if module_name else parameter
             if alias in targets:
                 continue
+            if isinstance(place[0], torch.jit.ScriptModule):
+                raise PruningError(
+                    f"{module_name or 'the model'} is a TorchScript module, whose weights a pruner cannot mask: prune "
+                    "the model before torch.jit.script or torch.jit.trace, or exclude what is joined to it"
+                )
             wrapper = result.get(module_name) or MaskedWrapper(place[0], module_name)
             result[module_name] = wrapper
+            if isinstance(wrapper, MaskedWrapper):
+                wrapper.whole = Whole(model)
             wrapper.unfreeze()
             space = wrapper.pruning_target_spaces.get(parameter)
             if space is None:
@@ -176,5 +260,6 @@ def attach_targets(
         if isinstance(modules[parent], nn.MultiheadAttention) and isinstance(child, MaskedWrapper):
             holder = result.setdefault(parent, MaskedWrapper(modules[parent], parent))
             if isinstance(holder, MaskedWrapper):
+                holder.whole = Whole(model)
                 holder.serve(child)
     return result, targets

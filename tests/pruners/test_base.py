@@ -300,6 +300,16 @@ def test_a_legacy_entry_that_excludes_is_read_as_nni_reads_it():
     assert {name: len(kept) for name, kept in pruner.plan.kept.items() if len(kept) < 8} == {"2": 4}
 
 
+@pytest.mark.parametrize("entry", [{"op_names": ["0"]}, {"op_names_re": ["0$"], "op_types": ["Linear"]}])
+def test_an_entry_that_excludes_counts_beside_entries_of_the_present_form(entry):
+    """NNI reads it in lists of the old form only; it was dropped without a word."""
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+    config = [{"op_types": ["Linear"], "sparse_ratio": 0.5}, {**entry, "exclude": True}]
+    pruner = MagnitudePruner(model, config, dummy_input=torch.randn(2, 4))
+    pruner.compress()
+    assert {name: len(kept) for name, kept in pruner.plan.kept.items() if len(kept) < 8} == {"2": 4}
+
+
 def test_unwrapping_keeps_the_order_of_parameters_and_can_be_done_twice():
     model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
     before = [name for name, _ in model.named_parameters()]

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from nni_plugins.channels import ChannelGraph
-from nni_plugins.pruners import MagnitudePruner
+from nni_plugins.pruners import MagnitudePruner, MagnitudeWeightPruner, PruningError
 
 from .nets import X, make
 
@@ -173,3 +173,78 @@ def test_a_wrapped_model_can_be_copied_after_a_forward_and_the_copy_stands_alone
         for parameter in net.parameters():
             parameter.zero_()
     torch.testing.assert_close(twin(X), before)
+
+
+def test_torchscript_cannot_be_masked_and_is_named():
+    model = nn.Sequential(nn.Linear(4, 6), torch.jit.script(nn.Sequential(nn.ReLU(), nn.Linear(6, 3))))
+    with pytest.raises(
+        PruningError, match=r"^1\.1 is a TorchScript module, .*: prune the model before torch\.jit\.script"
+    ):
+        MagnitudePruner(model, [{"op_names": ["0"], "sparse_ratio": 0.5}], dummy_input=torch.randn(2, 4))
+
+
+class Unlike(nn.Module):
+    """Modules whose weights others read: instead of their own call, or ahead of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        ahead = nn.functional.linear(x, self.first.weight)
+        x = (ahead + self.first(x)).relu()
+        return self.last(nn.functional.linear(x, self.second.weight, self.second.bias).relu())
+
+
+class Layer(nn.Module):
+    """torch's own encoder layer, which reads its modules' weights without calling them when it evaluates."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+
+    def forward(self, x):
+        return self.head(self.layer(self.stem(x)).mean(1))
+
+
+@pytest.mark.parametrize(("make", "shape"), [(Unlike, (4, 6)), (Layer, (2, 5, 6))])
+@pytest.mark.parametrize("single", [False, True])
+def test_weights_that_are_read_without_a_call_are_masked_and_trained(make, shape, single):
+    """They kept what the last call had left: no gradient, and when evaluating, old weights without the masks."""
+    torch.manual_seed(0)
+    net, x = make().double(), torch.randn(*shape, dtype=torch.float64)
+    reference = copy.deepcopy(net)
+    config = [{"op_types": ["Linear"], "exclude_op_names": ["layer.self_attn.out_proj"], "sparse_ratio": 0.5}]
+    pruner = MagnitudeWeightPruner(net, config) if single else MagnitudePruner(net, config, dummy_input=x)
+    pruner.compress()
+    masks = {f"{m}.{p}": mask for m, held in pruner.get_masks().items() for p, mask in held.items()}
+
+    def bake():
+        with torch.no_grad():
+            for name, parameter in reference.named_parameters():
+                parameter.mul_(masks.get(name, 1.0))
+
+    def same():
+        pruned.eval(), reference.eval()
+        with torch.no_grad():
+            torch.testing.assert_close(pruned(x), reference(x))
+        pruned.train(), reference.train()
+
+    pruned = net
+    bake()
+    same()
+    optimizers = [torch.optim.SGD(model.parameters(), lr=0.1) for model in (net, reference)]
+    for _ in range(3):
+        for model, optimizer in zip((net, reference), optimizers, strict=True):
+            optimizer.zero_grad()
+            model(x).square().sum().backward()
+            optimizer.step()
+        bake()
+        same()
+    pruned = copy.deepcopy(net)
+    same()
+    pruned = net
+    pruner.unwrap_model()
+    assert not net._forward_pre_hooks
+    assert not [key for key in vars(net) if "masked" in key]
