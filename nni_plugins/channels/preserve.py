@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import copy
 from operator import is_
 from types import BuiltinFunctionType, FunctionType, ModuleType
@@ -85,13 +85,19 @@ class _Found:
                 waiting.append(value.__dict__)
 
 
+def set_mode(model: nn.Module, training: bool) -> None:
+    """Set training or eval mode; a program from ``torch.export`` has none, and says so."""
+    with suppress(NotImplementedError):
+        model.train(training)
+
+
 def drop_caches(model: nn.Module) -> None:
     """Let modules drop what they worked out in eval mode and keep, such as biases picked from a table; modes stay.
 
     Such a module (LeViT's attention) drops it on ``train()``, when its parameters may change.
     """
     modes = [(module, module.training) for module in model.modules()]
-    model.train()
+    set_mode(model, True)
     for module, training in modes:
         module.training = training
 

@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_map
 
 from nni_plugins.channels.caches import functions_forget
 from nni_plugins.channels.flexible import all_flexible
-from nni_plugins.channels.preserve import drop_caches, preserved
+from nni_plugins.channels.preserve import drop_caches, preserved, set_mode
 from nni_plugins.channels.recurrent import whole_layers
 from nni_plugins.channels.shapes import result_without_data
 
@@ -338,7 +338,7 @@ def run_recorded(
         _module_stack(model, on_module, on_span) as stack,
     ):
         drop_caches(model)
-        model.train(training)
+        set_mode(model, training)
         mode: Any = nullcontext()
         if data == "none":
             args, kwargs = map_tensors(lambda t: t.detach().to(_META), (args, kwargs))

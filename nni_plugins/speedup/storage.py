@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nni_plugins.channels.preserve import drop_caches
+from nni_plugins.channels.preserve import drop_caches, set_mode
 from nni_plugins.speedup.checked_file import CompactFileError, pack_bits, read_checked, unpack_bits, write_checked
 from nni_plugins.speedup.record import record_of, restore
 
@@ -152,7 +152,8 @@ def load_compact(path: str | Path, build_model: Callable[[], nn.Module], *, devi
     restore(model, {"slices": slices, "shapes": shapes, **record})
     _fill(model.to(device), state, path)
     drop_caches(model)
-    return model.eval()
+    set_mode(model, False)
+    return model
 
 
 def _state(model: nn.Module) -> dict[str, torch.Tensor]:

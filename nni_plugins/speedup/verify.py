@@ -10,7 +10,7 @@ from torch import nn
 
 from nni_plugins.channels.call import output_tensors
 from nni_plugins.channels.plan import Plan
-from nni_plugins.channels.preserve import drop_caches, preserved, random_state_kept
+from nni_plugins.channels.preserve import drop_caches, preserved, random_state_kept, set_mode
 from nni_plugins.channels.watch import as_arguments, map_tensors, unfused_attention
 
 #: Differences up to this share of the output's size are rounding, by the precision that the model computes in.
@@ -34,7 +34,7 @@ def outputs_of(model: nn.Module, inputs: Any) -> list[torch.Tensor]:
     args, kwargs = as_arguments(inputs)
     with preserved(model), torch.no_grad(), unfused_attention():
         drop_caches(model)
-        model.eval()
+        set_mode(model, False)
         out = model(*args, **kwargs)
     return [t.detach().clone() for t in output_tensors(out) if t.is_floating_point()]
 

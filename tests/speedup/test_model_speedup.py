@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from nni_plugins.channels import ChannelGraph, Plan
-from nni_plugins.speedup import ModelSpeedup
+from nni_plugins.speedup import ModelSpeedup, load_compact, save_compact
 from tests.random_networks import RandomCNN, trained_like
 
 X = torch.randn(2, 3, 8, 8)
@@ -545,3 +545,22 @@ def test_a_masked_unit_that_is_no_one_constant_stays_and_the_others_go():
     assert model.a.out_channels == 5  # unit 1 is 2 on both sides; units 0 and 2 differ
     assert [line[:14] for line in speedup.report.stayed] == ["a: 2 of 6 unit"]
     assert not speedup.report.inexact
+
+
+def test_a_program_of_torch_export_is_sped_up(tmp_path):
+    """It has neither training nor eval mode, and says so by an error."""
+
+    def build():
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+        return torch.export.export(net, (torch.randn(2, 3, 8, 8),)).module()
+
+    model, x = build(), torch.randn(2, 3, 8, 8)
+    graph = ChannelGraph.watch(model, x)
+    (group,) = [g for g in graph.groups if g.prunable]
+    speedup = ModelSpeedup(model, x, Plan(graph, {group.name: [1, 2, 6]}).masks(model))
+    compact = speedup.speedup_model()
+    assert speedup.report.relative_error < 1e-5
+    assert sum(p.numel() for p in compact.parameters()) == 3 * 27 + 3 + 6 + 4 * 27 + 4
+    save_compact(compact, tmp_path / "compact.safetensors")
+    assert torch.equal(load_compact(tmp_path / "compact.safetensors", build)(x), compact(x))
