@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -132,3 +133,27 @@ def test_two_of_four():
     assert two_of_four(weight.numpy())
     assert not two_of_four(torch.zeros(4, 8).numpy())
     assert not two_of_four(torch.ones(4, 6).numpy())
+
+
+def test_two_of_four_stay_through_eight_bits(tmp_path):
+    import onnx
+    from onnx import numpy_helper
+
+    from nni_plugins.training import load_recipe
+    from nni_plugins.training.artefacts import load_masks
+
+    whole = load_recipe(Path(__file__).parents[2] / "experiments" / "digits_2to4" / "recipe.yml")
+    short = {"train.epochs": 1, "finetune.epochs": 1, "quantize.epochs": 1, "data.limit": 300, "train.threads": 1}
+    recipe = whole.with_values({**short, "model.name": "resnet8"})
+    dense = prepare_dense(recipe, tmp_path / "dense", lambda line: None)
+    metrics = compress(recipe, tmp_path, dense)
+    masks = load_masks(tmp_path / "masks.safetensors")
+    stored = {item.name: numpy_helper.to_array(item) for item in onnx.load(tmp_path / "int8.onnx").graph.initializer}
+    said = metrics["exports"]["tensorrt"]
+    assert said["sparse_2_4"] == sorted(f"{name}.weight.int8" for name in masks)
+    assert len(masks) >= 9
+    assert "--sparsity=enable" in said["command"]
+    for name, targets in masks.items():
+        gone = targets["weight"].numpy() == 0
+        assert gone.mean() == 0.5
+        assert not stored[f"{name}.weight.int8"][gone].any()
