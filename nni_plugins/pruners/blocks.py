@@ -7,7 +7,7 @@ nothing; a speedup takes it out, and with it the norm in front of it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -44,7 +44,8 @@ class BlockPruner(PrunerBase):
     config_list : list of dict
         NNI's. An entry selects, by name or type, the modules that are blocks (``{'op_types': ['BasicBlock'],
         'sparse_ratio': 0.25}``). ``sparse_ratio`` is the fraction to remove of what ``target`` counts, over the blocks
-        of the entry or, with a single entry, over the whole model; ``sparse_threshold`` removes those that score lower.
+        of the entry or, with a single entry, over the whole model; of ``blocks``, 1 removes all of the entry's.
+        ``sparse_threshold`` removes those that score lower. A block that holds one of ``exclude_op_names`` stays.
     evaluator : nni Evaluator, optional
         Trains while influence or Taylor scores are gathered, or evaluates for ``loss``. Without one, the influence is
         that on the dummy input.
@@ -112,7 +113,8 @@ class BlockPruner(PrunerBase):
         self.config_asked = checked_config(config_list)
         self._dummy_input = dummy_input = dummy_input_of(dummy_input, evaluator)
         self.graph = ChannelGraph.watch(model, dummy_input).rehearsed_blocks(model, dummy_input)
-        self.settings = [entry_setting(entry, f"config_list[{i}]") for i, entry in enumerate(self.config_asked)]
+        asked = enumerate(self.config_asked)
+        self.settings = [entry_setting(entry, f"config_list[{index}]", blocks=True) for index, entry in asked]
         self.owner = self._resolve(model)
         self.latency = latency_table(self.graph, model, dummy_input, latency) if target == "latency" else None
         names = sorted(
@@ -144,7 +146,10 @@ class BlockPruner(PrunerBase):
         for index, entry in enumerate(self.config_asked):
             chosen = [canonical[name] for name in selected_modules(model, entry, f"config_list[{index}]")]
             reasons = {name: known[name].reason if name in known else "it is no block" for name in chosen}
-            found = [name for name in chosen if name in known and known[name].exact and name not in owner]
+            # what an entry names as excluded stays, and so does what it is a part of
+            guards = {n: g for g in entry.get("exclude_op_names", ()) for n in chosen if f"{g}.".startswith(f"{n}.")}
+            reasons.update({name: f"{guard} is excluded, and goes with it" for name, guard in guards.items()})
+            found = [n for n in chosen if n in known and known[n].exact and n not in owner and n not in guards]
             owner.update(dict.fromkeys(found, index))
             if not found and self.settings[index].get("sparse_ratio") != 0:
                 shown = "; ".join(f"{name}: {why}" for name, why in list(reasons.items())[:3]) or "no module fits"
@@ -181,9 +186,20 @@ class BlockPruner(PrunerBase):
             device = next(self.bound_model.parameters()).device
             found[name] = torch.tensor(_MOST_INFLUENCE, dtype=torch.float64, device=device)
         missing = [block.name for block in self.blocks if block.name not in found and block.name not in self._gone]
+        for name in missing if found else ():
+            if self._is_expert(name, found):  # the router sent nothing to it
+                found[name] = torch.zeros((), dtype=torch.float64, device=next(iter(found.values())).device)
+        missing = [name for name in missing if name not in found]
         if missing:
             raise PruningError(f"{missing[0]}: no {self.score} was seen of it; does training call it, and step()?")
         return found
+
+    def _is_expert(self, name: str, seen: Mapping[str, Tensor]) -> bool:
+        """Whether a block is one of several of a kind beside each other, of which others were called."""
+        kind, place = type(self.bound_model.get_submodule(name)), name.rpartition(".")[0]
+        return self.graph.block(name).kind == "branch" and any(
+            other.rpartition(".")[0] == place and type(self.bound_model.get_submodule(other)) is kind for other in seen
+        )
 
     @torch.no_grad()
     def _run_dummy_input(self) -> None:

@@ -96,14 +96,22 @@ def excluded_modules(model: nn.Module, entry: Mapping[str, Any]) -> set[str]:
     }
 
 
-def entry_setting(entry: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The pruning settings of an entry, those under ``target_settings: {weight: ...}`` included."""
+def entry_setting(entry: Mapping[str, Any], where: str, *, blocks: bool = False) -> dict[str, Any]:
+    """The pruning settings of an entry, those under ``target_settings: {weight: ...}`` included.
+
+    Of ``blocks``, which go whole, all may go, and no bounds apply to one.
+    """
     setting = {key: entry[key] for key in SETTING_KEYS if key in entry}
     setting.update({k: v for k, v in entry.get("target_settings", {}).get("weight", {}).items() if k in SETTING_KEYS})
     if setting.get("sparse_ratio") is None and setting.get("sparse_threshold") is None:
         raise PruningError(f"{where}: neither sparse_ratio nor sparse_threshold is given; give one of them")
     ratio = setting.get("sparse_ratio")
-    if ratio is not None and not 0 <= ratio < 1:
+    if ratio is not None and blocks and not 0 <= ratio <= 1:
+        raise PruningError(f"{where}.sparse_ratio is {ratio}; it must be in [0, 1]")
+    for key in ("min_sparse_ratio", "max_sparse_ratio") if blocks else ():
+        if setting.get(key) is not None:
+            raise PruningError(f"{where}.{key}: a block goes whole or not at all, so it has no bounds; leave {key} out")
+    if ratio is not None and not blocks and not 0 <= ratio < 1:
         raise PruningError(f"{where}.sparse_ratio is {ratio}; it must be in [0, 1), since no layer is emptied")
     if setting.get("granularity", "default") not in ("default", "out_channel", "in_channel", "per_channel"):
         raise PruningError(

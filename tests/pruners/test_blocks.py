@@ -249,6 +249,7 @@ def test_what_it_cannot_do_is_said_in_one_line(make_evaluator):
         (asked(["BasicBlock"]), {"target": "channels"}, "target is 'channels'"),
         (asked(["BasicBlock"]), {"score": "taylor"}, "needs an evaluator"),
         (asked(["BasicBlock"]), {"training_steps": 0}, "training_steps is 0"),
+        (asked(["BasicBlock"], max_sparse_ratio=0.3), {}, "a block goes whole or not at all, so it has no bounds"),
     ):
         with pytest.raises(PruningError, match=message) as error:
             BlockPruner(model, config, dummy_input=IMAGE, **kwargs)
@@ -257,3 +258,68 @@ def test_what_it_cannot_do_is_said_in_one_line(make_evaluator):
     pruner = BlockPruner(net, HALF, make_evaluator(net), score="loss")
     with pytest.raises(PruningError, match="the evaluator's metric is None"):
         pruner.compress()
+
+
+def test_all_that_are_selected_may_go_and_an_excluded_part_keeps_its_block():
+    """A sparsity of 1 was refused "since no layer is emptied"; what is excluded inside a block went with it."""
+    for config, gone in (
+        (asked(["BasicBlock"], 1.0), {"layer1.1", "layer1.2", "layer2.1", "layer2.2"}),
+        ([{"op_names": ["layer1.1"], "sparse_ratio": 1.0}], {"layer1.1"}),
+        (asked(["BasicBlock"], 1.0, exclude_op_names=["layer1.1.conv1"]), {"layer1.2", "layer2.1", "layer2.2"}),
+        (
+            [*asked(["BasicBlock"], 1.0), {"op_names": ["layer1.1"], "exclude": True}],
+            {"layer1.2", "layer2.1", "layer2.2"},
+        ),
+    ):
+        model = trained(ResNet(depth=3))
+        pruner = BlockPruner(model, config, dummy_input=IMAGE)
+        _, masks = pruner.compress()
+        assert gone <= set(pruner.plan.blocks) <= gone | {"layer1.0"}
+        masked = run(model, IMAGE)
+        pruner.unwrap_model()
+        compact = ModelSpeedup(model, IMAGE, masks).speedup_model()
+        torch.testing.assert_close(run(compact, IMAGE), masked, rtol=0, atol=1e-9)
+
+
+class Expert(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Linear(6, 12), nn.Linear(12, 6)
+
+    def forward(self, x):
+        return self.down(self.up(x).relu())
+
+
+class Routed(nn.Module):
+    """Each token goes to one of six experts; to the last of them, none."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.router, self.experts = nn.Linear(6, 6), nn.ModuleList(Expert() for _ in range(6))
+        self.head = nn.Linear(6, 3)
+        with torch.no_grad():
+            self.router.bias[5] = -100.0
+
+    def forward(self, x):
+        share = self.router(x).softmax(-1)
+        chosen, out = share.argmax(-1), torch.zeros_like(x)
+        for index, expert in enumerate(self.experts):
+            rows = (chosen == index).nonzero()[:, 0]
+            if len(rows):
+                out = out.index_add(0, rows, expert(x[rows]) * share[rows, index, None])
+        return self.head(x + out)
+
+
+def test_an_expert_that_no_token_is_sent_to_goes_first():
+    """It has no influence that could be seen, which ended the run."""
+    model, tokens = Routed().double(), TOKENS.flatten(0, 1)
+    pruner = BlockPruner(model, asked(["Expert"]), dummy_input=tokens)
+    _, masks = pruner.compress()
+    assert float(pruner.scores["experts.5"]) == 0
+    assert "experts.5" in pruner.plan.blocks
+    assert len(pruner.plan.blocks) == 3
+    masked = run(model, tokens)
+    pruner.unwrap_model()
+    compact = ModelSpeedup(model, tokens, masks).speedup_model()
+    torch.testing.assert_close(run(compact, tokens), masked, rtol=0, atol=1e-9)
