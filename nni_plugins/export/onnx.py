@@ -63,8 +63,9 @@ def export_onnx(
     metadata
         Plain data, kept in the file under ``nni_plugins``.
     tolerance
-        Largest difference that is allowed, in shares of the output's size. With grids it is not checked here, since
-        rounding to a grid is not continuous: compare the task's metric.
+        Largest difference that is allowed, in shares of the output's size; of a model in half precision, at least 8
+        times the resolution of its numbers. With grids it is not checked here, since rounding to a grid is not
+        continuous: compare the task's metric.
     reference
         What the file is compared with; the model by default (with grids: the model that rounds).
 
@@ -176,15 +177,18 @@ def _export(
         onnx.helper.set_model_props(proto, said)
         onnx.checker.check_model(proto)
         part.write_bytes(proto.SerializeToString())
-        session = session_of(part)
+        try:
+            session = session_of(part)
+        except ExportError as error:
+            raise ExportError(f"{str(error).replace(str(part), path.name)}{_hint(model)}") from error
         errors = largest_error(
             reference, lambda given: session.run(None, feed_of(session, given)), dummy_input, dynamic, path.name
         )
-        allowed = math.inf if grids else tolerance
+        allowed = math.inf if grids else max(tolerance, _resolution(model))
         if not errors[1] <= allowed or math.isinf(errors[0]):
             raise ExportError(
                 f"{path.name} computes something else: it is off by {errors[1]:.2g} of the output's size in "
-                f"onnxruntime, and {tolerance:g} is allowed"
+                f"onnxruntime, and {allowed:.2g} is allowed"
             )
         os.replace(part, path)
     except ExportError:
@@ -204,6 +208,16 @@ def _export(
         bytes=path.stat().st_size,
         metadata=dict(metadata or {}),
     )
+
+
+def _resolution(model: nn.Module) -> float:
+    """Eight times the resolution of the coarsest numbers below 32 bits that a model holds; 0 where it has none."""
+    kinds = {item.dtype for item in (*model.parameters(), *model.buffers()) if item.is_floating_point()}
+    return max((8 * torch.finfo(kind).eps for kind in kinds if torch.finfo(kind).bits < 32), default=0.0)
+
+
+def _hint(model: nn.Module) -> str:
+    return "; export model.float()" if _resolution(model) else ""
 
 
 def _strip(proto: Any) -> None:

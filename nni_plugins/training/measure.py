@@ -66,7 +66,7 @@ def latency_ms(
 
 @torch.no_grad()
 def in_turns(
-    models: Sequence[nn.Module], inputs: Any, threads: int = 1, turns: int = 30, seconds: float = 5.0
+    models: Sequence[nn.Module], inputs: Any, threads: int = 1, turns: int = 300, seconds: float = 1.5
 ) -> list[float]:
     """Measure models one after the other, many times over, so that whatever disturbs one disturbs all.
 
@@ -79,9 +79,9 @@ def in_turns(
     threads
         CPU threads while measuring. With one, the time that the thread had a processor counts.
     turns
-        How many times each is measured.
+        How many times each is measured, at most.
     seconds
-        No further turn starts after this time; at least 5 are taken.
+        For each model: no further turn starts after this time; at least 5 are taken.
 
     Returns
     -------
@@ -95,7 +95,7 @@ def in_turns(
     now = time.thread_time if threads == 1 and not on_gpu else time.perf_counter
     times: list[list[float]] = [[] for _ in models]
     torch.set_num_threads(threads)
-    end = time.perf_counter() + seconds
+    end = time.perf_counter() + seconds * len(models)
     try:
         for model in models:
             model.eval()

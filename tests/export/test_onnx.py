@@ -210,3 +210,20 @@ def test_infinities_of_both_agree():
 
     model = Masked()
     assert largest_error(model, lambda inputs: [model(inputs)], torch.randn(2, 3), False, "file") == (0.0, 0.0)
+
+
+def test_half_precision_is_held_to_what_it_can(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 4)).half()
+    made = export_onnx(model, torch.randn(1, 3, 8, 8).half(), tmp_path / "half.onnx")
+    assert 0 < made.relative_error < 8e-3
+    with pytest.raises(ExportError, match="computes something else"):
+        export_onnx(
+            nn.Linear(4, 3).half(), torch.randn(1, 4).half(), tmp_path / "m.onnx", reference=nn.Linear(4, 3).half()
+        )
+
+
+def test_a_type_that_the_runtime_lacks_is_said(tmp_path):
+    with pytest.raises(ExportError, match=r"^b\.onnx cannot be opened in onnxruntime: .*; export model\.float\(\)$"):
+        export_onnx(nn.Linear(4, 3).bfloat16(), torch.randn(2, 4).bfloat16(), tmp_path / "b.onnx")
+    assert not list(tmp_path.iterdir())
