@@ -23,7 +23,7 @@ def results() -> Console:
     """Where results go: plain text without colours when it is no terminal."""
     from rich.console import Console
 
-    console = Console(markup=False)  # names and paths may hold brackets
+    console = Console(markup=False, emoji=False)  # names and paths may hold brackets
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = PIPED
     return console
@@ -41,7 +41,7 @@ def progress(wanted: bool | None, default: bool | None = None) -> Console:
     """
     from rich.console import Console
 
-    console = Console(stderr=True, markup=False)
+    console = Console(stderr=True, markup=False, emoji=False)
     shown = wanted if wanted is not None else console.is_terminal if default is None else default
     console.quiet = not shown
     return console

@@ -274,7 +274,9 @@ def _tried(recipe: Recipe, wanted: Wanted) -> tuple[ChannelGraph, list[Any], flo
     loop = Loop(recipe, data, "one batch")
     model = loop.place(model).train()
     with torch.random.fork_rng(devices=[]):
-        loop.training_step(next(iter(data.train)), model)
+        batch = next(iter(data.train))
+        loop.training_step(batch, model)
+    _check_labels(recipe, batch, wanted)
     try:
         groups = prunable_groups(recipe.prune, model, graph)
     except CompressionError as error:
@@ -345,6 +347,20 @@ def _config_text(config: dict[str, Any], folder: Path, name: str) -> str:
     if name == "config.yml":
         head = f"# For `nni-plugins run {folder}`, or `nnictl create --config {folder / name}`.\n"
     return head + yaml.safe_dump(config, sort_keys=False)
+
+
+def _check_labels(recipe: Recipe, batch: Any, wanted: Wanted) -> None:
+    """Refuse numbers as labels of classes: torch takes them for probabilities, and trains."""
+    import torch
+
+    from nni_plugins.training.loaders import split_batch
+    from nni_plugins.training.tasks import FOR_NUMBERS
+
+    _, target = split_batch(batch)
+    if recipe.train.loss != "cross_entropy" or not isinstance(target, torch.Tensor) or not target.is_floating_point():
+        return
+    if target.ndim < 2 or target.min() < 0 or (target.sum(1) - 1).abs().max() > 1e-2:
+        raise ExperimentError(f"{wanted.data}: its labels are numbers, and train.loss is cross_entropy; {FOR_NUMBERS}")
 
 
 def _check_config(path: Path) -> None:

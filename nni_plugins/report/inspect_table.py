@@ -27,9 +27,9 @@ def show(found: dict[str, Any], console: Console | None = None) -> None:
     from rich.console import Console
 
     if console is None:
-        console = Console(markup=False)
+        console = Console(markup=False, emoji=False)
         if not console.is_terminal and "COLUMNS" not in os.environ:
-            console = Console(markup=False, width=PIPED)
+            console = Console(markup=False, emoji=False, width=PIPED)
 
     def say(line: str) -> None:
         console.print(line, highlight=False, soft_wrap=True)

@@ -23,6 +23,8 @@ def where(error: BaseException) -> str:
     while frame is not None and frame.tb_next is not None:
         frame = frame.tb_next
     place = f" ({Path(frame.tb_frame.f_code.co_filename).name}, line {frame.tb_lineno})" if frame else ""
+    if isinstance(error, TypeError) and "required positional argument" in str(error) and "forward()" in str(error):
+        place = "; give each of its inputs: several --input, or a dictionary or tuple from the data"
     return f"{type(error).__name__}: {first_line(error)}{place}"
 
 

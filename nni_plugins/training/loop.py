@@ -76,6 +76,8 @@ class Loop:
             name = f"train.loss {self.settings.loss}"
             try:
                 loss = self.loss(output, target)
+            except CompressionError:
+                raise
             except Exception as error:
                 shapes = f"output {_shapes(output)} and target {_shapes(target)}"
                 raise CompressionError(f"{name} cannot be computed of {shapes}: {where(error)}") from error

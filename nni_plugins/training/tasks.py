@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nni_plugins.training.errors import RecipeError
+from nni_plugins.training.errors import CompressionError, RecipeError
 from nni_plugins.training.light import light
 from nni_plugins.training.recipe import Recipe
 from nni_plugins.training.sections import TrainSettings
@@ -23,8 +23,24 @@ def _shaped(target: Tensor, output: Tensor) -> Tensor:
     return target.reshape(output.shape).to(output.dtype) if target.numel() == output.numel() else target
 
 
+def _cross_entropy(settings: TrainSettings) -> Loss:
+    """Refuse what torch computes and nobody means: scores of one class, and numbers in the place of probabilities."""
+    loss = nn.CrossEntropyLoss(label_smoothing=settings.label_smoothing)
+
+    def compute(output: Any, target: Any) -> Tensor:
+        if isinstance(output, Tensor) and (output.ndim < 2 or output.shape[1] < 2):
+            raise CompressionError(
+                f"train.loss cross_entropy is for scores of several classes, and the model's output is "
+                f"{list(output.shape)}; {FOR_NUMBERS}"
+            )
+        return loss(output, target)
+
+    return compute
+
+
+FOR_NUMBERS = "set train.loss=mse and train.metric=mse for numbers, or train.loss=bce for yes and no"
 LOSSES: dict[str, Callable[[TrainSettings], Loss]] = {
-    "cross_entropy": lambda settings: nn.CrossEntropyLoss(label_smoothing=settings.label_smoothing),
+    "cross_entropy": _cross_entropy,
     "mse": lambda settings: lambda output, target: nn.functional.mse_loss(output, _shaped(target, output)),
     "l1": lambda settings: lambda output, target: nn.functional.l1_loss(output, _shaped(target, output)),
     "bce": lambda settings: (

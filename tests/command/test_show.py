@@ -16,7 +16,7 @@ from rich.console import Console
 
 from nni_plugins.cli import commands
 from nni_plugins.command.progress import Epochs
-from nni_plugins.command.show import progress
+from nni_plugins.command.show import progress, results
 from nni_plugins.experiment.follow import LiveDisplay, clock, time_left
 from nni_plugins.experiment.trials import Trial
 
@@ -149,3 +149,8 @@ def test_time_left_is_told_from_the_trials_that_ended() -> None:
     with LiveDisplay(console, 10) as show:
         show([*ended, Trial("r", 3, "RUNNING", started=time.time())])
     assert re.search(r"\d+ (s|min) left", console.export_text())
+
+
+def test_names_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    results().print("net.py:two: Two [bold]")
+    assert capsys.readouterr().out == "net.py:two: Two [bold]\n"

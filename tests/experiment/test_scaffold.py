@@ -44,9 +44,9 @@ class Sequence(nn.Module):
         return self.head(self.layer(self.words(x)).mean(1))
 
 class Two(nn.Module):
-    def __init__(self):
+    def __init__(self, out=1):
         super().__init__()
-        self.a, self.b, self.head = nn.Linear(4, 16), nn.Linear(6, 16), nn.Linear(16, 1)
+        self.a, self.b, self.head = nn.Linear(4, 16), nn.Linear(6, 16), nn.Linear(16, out)
     def forward(self, a, b):
         return self.head(torch.relu(self.a(a) + self.b(b)))
 
@@ -56,6 +56,9 @@ def pairs():
         a, b = torch.randn(n, 4), torch.randn(n, 6)
         return [(a, b, a.sum(1, keepdim=True) + b[:, :1])]
     return part(64), part(32), part(32)
+
+def doubles():
+    return [[(a, b, torch.cat([y, -y], 1)) for a, b, y in part] for part in pairs()]
 """
 
 
@@ -133,12 +136,13 @@ def test_several_inputs_and_a_loss_of_ones_own_choice(place: Path) -> None:
 
 def test_remote_machines_get_the_code_in_the_folder(place: Path) -> None:
     (place / "plain.py").write_text(NET.replace("from helper_of_net import act", "act = torch.relu"), encoding="utf-8")
-    made = new("mine --model plain:Net --remote me@one --remote you@two:2222")
+    made = new("mine --model plain:Net --remote me@one --remote you@two:2222 --remote me@[::1]:22")
     assert {"plain.py", "config.remote.yml"} <= set(made["files"])
     service = yaml.safe_load((place / "mine" / "config.remote.yml").read_text("utf-8"))["trainingService"]
     assert [(one["user"], one["host"], one["port"]) for one in service["machineList"]] == [
         ("me", "one", 22),
         ("you", "two", 2222),
+        ("me", "::1", 22),
     ]
     assert load_recipe(place / "mine" / "recipe.yml").folder == str(place / "mine")
     (place / "own").mkdir()
@@ -173,6 +177,14 @@ def test_an_existing_folder_is_left_alone(place: Path) -> None:
         ("--model code/net.py:Net --checkpoint w.pt", "there is no such file"),
         ("--model code/net.py:Net --remote gpu1", "user@host"),
         ("--model code/net.py:Net --argument classes=3", "train.loss cross_entropy cannot be computed"),
+        (
+            "--model code/net.py:Two --data code/net.py:pairs",
+            "output is [64, 1]; set train.loss=mse and train.metric=mse",
+        ),
+        (
+            "--model code/net.py:Two --data code/net.py:doubles --argument out=2",
+            "its labels are numbers, and train.loss",
+        ),
         ("--model code/net.py:Net --set prune.sparsty=1", "did you mean prune.sparsity?"),
         ("--model torch.nn:Flatten", "must be one number that depends on the output"),
     ],
