@@ -200,7 +200,7 @@ def describe(trial: Trial) -> str:
     metrics = trial.metrics
     parts = [f"default {trial.default:.4f}"]
     if "accuracy" in metrics:
-        parts.append(f"accuracy {metrics['accuracy']:.4f}")
+        parts.append(f"{trial.quality} {metrics['accuracy']:.4f}")
     if "macs" in metrics:
         parts.append(f"{metrics['macs']:,.0f} MACs")
     return ", ".join(parts)

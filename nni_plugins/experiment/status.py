@@ -45,6 +45,7 @@ def experiment_status(name: str | None, experiments_folder: Path | None = None) 
         "exhausted": f"its tuner tried all there is in its search space: {ended} of {wanted} trials" if spent else "",
         "lost_machines": lost_machines(known.folder) if going else [],
         "resume": f"nni-plugins run --resume {known.id}" if unfinished and known.listed else "",
+        "quality": next((trial.quality for trial in trials if trial.metrics), "accuracy"),
         "trials": told,
     }
 
@@ -88,7 +89,7 @@ def show(data: dict[str, Any], console: Console) -> None:
             console.print(what + data[name], highlight=False, soft_wrap=True)
     for machine in data["lost_machines"]:
         console.print(f"machine {machine} cannot be reached; it is tried for ten minutes", highlight=False)
-    table = Table("", "trial", "status", "default", "accuracy", "MACs", "seconds", box=None, pad_edge=False)
+    table = Table("", "trial", "status", "default", data["quality"], "MACs", "seconds", box=None, pad_edge=False)
     for trial in data["trials"]:
         table.add_row(*_row(trial))
     console.print(table)

@@ -66,6 +66,12 @@ class Trial:
         return float(value)
 
     @property
+    def quality(self) -> str:
+        """What its quality is called: NNI is told of it as ``accuracy``, which may be an error instead."""
+        known = read_json(self.folder / METRICS) if self.folder is not None else None
+        return str((known or {}).get("metric") or "accuracy")
+
+    @property
     def reason(self) -> str:
         """Why the trial failed, was lost with its machine, or has no result; empty for one that did well."""
         if self.status == "FAILED":

@@ -133,3 +133,9 @@ def test_folders_may_have_any_name(experiment: Path, tmp_path_factory: pytest.Te
     odd = tmp_path_factory.mktemp("x") / "50% of #1?"
     shutil.copytree(experiment, odd)
     assert len(from_database(odd)) == 3
+
+
+def test_what_nni_calls_accuracy_has_its_own_name(tmp_path: Path) -> None:
+    assert Trial("aa", 0, "SUCCEEDED").quality == "accuracy"
+    (tmp_path / "metrics.json").write_text('{"metric": "mse", "accuracy": 0.2}', encoding="utf-8")
+    assert Trial("aa", 0, "SUCCEEDED", folder=tmp_path).quality == "mse"
