@@ -219,6 +219,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = ["| step | test accuracy | MACs | file | batch 1 | batch 32 |", "|---|---|---|---|---|---|"]
     runtimes = {"dense": ("dense", "onnx"), "+ teacher": ("compact", "onnx"), "+ int8": ("compact", "int8")}
     for name in ("dense", *STEPS):
+        if not all(name in row for row in rows):
+            continue  # not made yet
         tests = [100 * row[name]["test"] for row in rows]
         spread = f" ± {statistics.stdev(tests):.2f}" if len(tests) > 1 else ""
         share = statistics.mean(row[name]["macs"] / row["dense"]["macs"] for row in rows)
