@@ -8,8 +8,8 @@ Three arms search the space of ``experiments/digits_nas`` for accuracy on valida
 - *architecture*: the choices free, nothing pruned;
 - *joint*: both free.
 
-All use one search, a plain evolution of the front: a few random samples, then mutations of members of the front. A
-trial is what ``nni-plugins run`` does: the architecture is trained dense (once for each architecture, and the time
+All use one search, an evolution of the front: a few random samples, then mutations of members of the front. Where both
+are free, three mutations of four stay in their parent's architecture, whose dense model is there already. A trial is what ``nni-plugins run`` does: the architecture is trained dense (once for each architecture, and the time
 counts for the trial that needed it first), pruned by magnitude, fine-tuned and compacted. An arm stops when its trials
 have used the CPU seconds it was given, so that arms with cheap trials try more. Models on a front are evaluated on the
 test split once, at the end.
@@ -35,6 +35,8 @@ from nni_plugins.training.recipe import Recipe
 
 EXPERIMENT = Path(__file__).parents[1] / "experiments" / "digits_nas"
 SPACE = "space:digits_space"
+STAY = 0.75
+"""Of the mutations, the share that keeps the parent's architecture: its dense training is what a trial mostly costs."""
 ARMS = {"pruning": "keep:", "architecture": "", "joint": ""}
 
 
@@ -76,9 +78,12 @@ class Front:
             return {label: self._one(values) for label, values in self.free.items()}
         members = front(self.done)
         parent = members[self.random.randint(len(members))]["sample"]
-        rate = max(0.2, 1.5 / len(self.free))
+        changing = {label for label in self.free if label.startswith("keep:")}
+        if not changing or self.random.rand() >= STAY:
+            changing = set(self.free)
+        rate = max(0.2, 1.5 / len(changing))
         return {
-            label: self._one(values) if self.random.rand() < rate else parent[label]
+            label: self._one(values) if label in changing and self.random.rand() < rate else parent[label]
             for label, values in self.free.items()
         }
 
