@@ -9,10 +9,11 @@ Three arms search the space of ``experiments/digits_nas`` for accuracy on valida
 - *joint*: both free.
 
 All use one search, an evolution of the front: a few random samples, then mutations of members of the front. Where both
-are free, three mutations of four stay in their parent's architecture, whose dense model is there already. A trial is what ``nni-plugins run`` does: the architecture is trained dense (once for each architecture, and the time
-counts for the trial that needed it first), pruned by magnitude, fine-tuned and compacted. An arm stops when its trials
-have used the CPU seconds it was given, so that arms with cheap trials try more. Models on a front are evaluated on the
-test split once, at the end.
+are free, three mutations of four stay in their parent's architecture, whose dense model is there already. A trial is
+what ``nni-plugins run`` does: the architecture is trained dense (once for each architecture, and the time counts for
+the trial that needed it first), pruned by magnitude, fine-tuned and compacted. An arm stops when its trials have used
+the CPU seconds it was given, so that arms with cheap trials try more. Models on a front are evaluated on the test split
+once, at the end.
 """
 
 from __future__ import annotations
