@@ -342,11 +342,11 @@ def interruptible() -> Iterator[list[int]]:
 
 
 @contextmanager
-def _patience(experiment: str) -> Iterator[None]:
+def _patience(experiment: str | None) -> Iterator[None]:
     """Let NNI wait for its web server as long as a busy machine needs, rather than four seconds, and be sure of it.
 
     NNI speaks to whatever answers on the port: another experiment's manager, where two start at once. And it starts
-    what another manager runs already.
+    what another manager runs already. Where the experiment's id is None, it is not known yet, and new.
     """
     from nni.experiment import launcher, rest
 
@@ -374,7 +374,7 @@ def _patience(experiment: str) -> Iterator[None]:
             time.sleep(0.2)
         else:
             check(port, retry=1, url_prefix=url_prefix)
-        if begun and manager_of(experiment, besides=begun[-1].pid) is not None:
+        if begun and experiment and manager_of(experiment, besides=begun[-1].pid) is not None:
             raise RuntimeError("another manager has started it at the same time, and goes on with it")
 
     launcher._start_rest_server, launcher._check_rest_server = begin, wait

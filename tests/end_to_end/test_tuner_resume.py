@@ -28,7 +28,7 @@ PATIENT = """
 import sys
 from nni_plugins.experiment.launch import _patience
 from nni.tools.nnictl.nnictl import parse_args
-with _patience():  # nnictl as it is, but for the four seconds that it gives its server
+with _patience(None):  # nnictl as it is, but for the four seconds that it gives its server
     parse_args()
 """
 RECIPE = {"model": {"name": "resnet8"}, "prune": {"target": "channels", "sparsity": 0.4}, "objective": {"macs": 0.5}}
