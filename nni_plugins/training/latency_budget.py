@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from nni_plugins.training.allocate import group_ratios, prunable_groups
 from nni_plugins.training.errors import CompressionError
 from nni_plugins.training.loop import Loop
 from nni_plugins.training.measure import in_turns
@@ -71,7 +72,7 @@ def meet(recipe: Recipe, model: nn.Module, loop: Loop, graph: ChannelGraph) -> l
     example = loop.place(loop.data.example)
     while len(made) < TRIES:
         try:
-            compact, _ = compact_of(recipe.with_values({"prune.sparsity": sparsity}), model, loop, graph)
+            compact, _ = compact_of(corrected(recipe, sparsity, model, graph), model, loop, graph)
         except CompressionError:
             if not made:
                 raise
@@ -85,6 +86,17 @@ def meet(recipe: Recipe, model: nn.Module, loop: Loop, graph: ChannelGraph) -> l
             break
         sparsity = wanted
     return made
+
+
+def corrected(recipe: Recipe, sparsity: float, model: nn.Module, graph: ChannelGraph) -> Recipe:
+    """Return the recipe with another sparsity, spread over its ``prune.groups`` as before.
+
+    Groups that ``prune.groups`` does not name take ``prune.sparsity`` as their part, which must not grow with it.
+    """
+    parts: dict[str, Any] = {}
+    if recipe.prune.groups:
+        parts = {"prune.groups": group_ratios(recipe.prune, prunable_groups(recipe.prune, model, graph))}
+    return recipe.with_values({**parts, "prune.sparsity": sparsity})
 
 
 def nearest(made: list[Timed], budget: float) -> Timed:

@@ -203,7 +203,9 @@ def _choose_by_time(run: _Run, graph: ChannelGraph) -> None:
     if auto:
         run.recipe = run.recipe.with_values({"prune.round_to": run.timed_choice["round_to"]["chosen"]})
     else:
-        run.recipe = run.recipe.with_values({"prune.sparsity": run.timed_choice["latency_budget"]["sparsity"]})
+        from nni_plugins.training.latency_budget import corrected
+
+        run.recipe = corrected(run.recipe, run.timed_choice["latency_budget"]["sparsity"], run.model, graph)
 
 
 def _digest(masks: Masks) -> str:

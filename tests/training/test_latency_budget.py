@@ -7,8 +7,9 @@ import torch
 
 from nni_plugins.channels import ChannelGraph
 from nni_plugins.training import CompressionError, build_data, build_model, compress, latency_budget, recipe_from_dict
+from nni_plugins.training.allocate import group_ratios, prunable_groups
 from nni_plugins.training.dense import prepare_dense
-from nni_plugins.training.latency_budget import NEAR, Timed, meet, nearest
+from nni_plugins.training.latency_budget import NEAR, Timed, corrected, meet, nearest
 from nni_plugins.training.loop import Loop
 from nni_plugins.training.rank import rank
 
@@ -47,6 +48,18 @@ def test_a_table_that_is_off_is_corrected(parts, monkeypatch):
     assert abs(best.time / 0.5 - 1) <= 0.1
     assert len({one.sparsity for one in made}) == len(made) > 1
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_correction_is_spread_over_the_groups_as_it_was(parts):
+    recipe, model, _, graph = parts
+    recipe = recipe.with_values({"prune.sparsity": 0.1, "prune.groups": {"layer1": 0.6}})
+    found = corrected(recipe, 0.7, model, graph)
+    assert found.prune.sparsity == 0.7
+    groups = prunable_groups(recipe.prune, model, graph)
+    assert group_ratios(found.prune, groups) == group_ratios(recipe.prune, groups)
+    assert {0.1, 0.6} == set(group_ratios(found.prune, groups).values())
+    plain = parts[0].with_values({"prune.sparsity": 0.2})
+    assert corrected(plain, 0.3, model, graph).prune.groups == {}
 
 
 def test_what_is_met_at_once_is_left(parts, monkeypatch):

@@ -84,7 +84,9 @@ def test_a_share_of_the_latency_goes(base, dense, tmp_path):
     assert metrics["macs"] < 0.95 * dense.macs
 
 
-def test_the_latency_is_shared_out_by_groups(base, dense, tmp_path):
+def test_the_latency_is_shared_out_by_groups(base, dense, tmp_path, monkeypatch):
+    # of a net of half a millisecond the clock says little; that the table is corrected is another test's
+    monkeypatch.setattr("nni_plugins.training.latency_budget.in_turns", lambda *_: [1.0, 0.92])
     values = {"prune.target": "latency", "prune.sparsity": 0.08, "prune.groups.layer1": 0.6}
     metrics = compress(base.with_values(values), tmp_path, dense)
     assert metrics["sparsity"]["layer1.0.conv1"] > metrics["sparsity"].get("layer3.0.conv1", 0.0)
