@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from itertools import combinations
+from itertools import combinations, islice
 
 from torch import nn
 
@@ -61,7 +61,7 @@ def learn(
     shrunk = list(shrinking(replay, operator))
     felt: list[Try] = []  # what the operator that fails is given by
     sizes = {len(labels) for _, labels in shrunk}
-    for owner in (*_upwards(mismatch.module), *_below(mismatch.module, modules, sizes)):
+    for owner in (*_upwards(mismatch.module), *islice(_below(mismatch.module, modules, sizes), _BELOW)):
         for attribute, size in sizes_held(modules.get(owner)):
             for place, labels in shrunk:
                 if len(labels) != size or _follows(graph, (owner, attribute), labels):
@@ -88,7 +88,7 @@ def _upwards(name: str) -> Iterator[str]:
 
 
 def _below(name: str, modules: dict[str, nn.Module], sizes: Collection[int]) -> Iterator[str]:
-    """Yield a few modules below one that hold one of ``sizes``, the nearest first, and of each class the first only.
+    """Yield the modules below one that hold one of ``sizes``, the nearest first, and of each class the first only.
 
     Torch's own have attributes of known meaning, which follow by themselves.
     """
@@ -101,8 +101,6 @@ def _below(name: str, modules: dict[str, nn.Module], sizes: Collection[int]) -> 
         seen.add(kind)
         if any(size in sizes for _, size in sizes_held(modules[below])):
             yield below
-            if len(seen) > _BELOW:
-                return
 
 
 def _together(

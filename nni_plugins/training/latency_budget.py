@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from nni_plugins.pruners.ranks import as_on_rank_zero
 from nni_plugins.training.allocate import group_ratios, prunable_groups
 from nni_plugins.training.errors import CompressionError
 from nni_plugins.training.loop import Loop
@@ -77,7 +78,8 @@ def meet(recipe: Recipe, model: nn.Module, loop: Loop, graph: ChannelGraph) -> l
             if not made:
                 raise
             break  # nothing nearer can be had
-        dense_ms, compact_ms = in_turns([model, compact], example, torch.get_num_threads())
+        # each process would go on in its own way by a clock of its own
+        dense_ms, compact_ms = as_on_rank_zero(in_turns([model, compact], example, torch.get_num_threads()))
         made.append(Timed(sparsity, compact_ms / dense_ms))
         if abs(made[-1].time / budget - 1) <= NEAR:
             break

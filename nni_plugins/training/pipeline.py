@@ -184,6 +184,8 @@ def _prune(run: _Run) -> None:
 
 def _choose_by_time(run: _Run, graph: ChannelGraph) -> None:
     """Put numbers in the place of what the recipe leaves to the clock; a fine-tuning that goes on keeps its own."""
+    from nni_plugins.training import latency_budget, multiples
+
     settings = run.recipe.prune
     auto, latency = settings.round_to == AUTO, settings.target == "latency" and settings.pruner != NONE
     if not auto and not latency:
@@ -191,8 +193,6 @@ def _choose_by_time(run: _Run, graph: ChannelGraph) -> None:
     file = run.output / TIMED
     known = json.loads(file.read_text(encoding="utf-8")) if file.exists() and run.checkpoint.exists() else None
     if known is None:
-        from nni_plugins.training import latency_budget, multiples
-
         if auto:
             known = {"round_to": multiples.said(*multiples.choose(run.recipe, run.model, run.loop, graph))}
         else:
@@ -201,11 +201,10 @@ def _choose_by_time(run: _Run, graph: ChannelGraph) -> None:
     run.timed_choice = as_on_rank_zero(known)
     _write_json(file, run.timed_choice)
     if auto:
-        run.recipe = run.recipe.with_values({"prune.round_to": run.timed_choice["round_to"]["chosen"]})
+        run.recipe = multiples.fixed(run.recipe, run.timed_choice["round_to"]["chosen"])
     else:
-        from nni_plugins.training.latency_budget import corrected
-
-        run.recipe = corrected(run.recipe, run.timed_choice["latency_budget"]["sparsity"], run.model, graph)
+        sparsity = run.timed_choice["latency_budget"]["sparsity"]
+        run.recipe = latency_budget.corrected(run.recipe, sparsity, run.model, graph)
 
 
 def _digest(masks: Masks) -> str:
