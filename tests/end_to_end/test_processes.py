@@ -110,3 +110,44 @@ def test_the_process_that_fails_first_says_why(tmp_path: Path, bad: str) -> None
     assert answer.returncode == 1
     reason = json.loads(failure.read_text(encoding="utf-8"))["reason"]
     assert "ValueError: a fault of one process (faulty_net.py, line " in reason
+
+
+CLOCKS = """
+import json
+import os
+from pathlib import Path
+
+from nni_plugins.channels import ChannelGraph
+from nni_plugins.training import build_data, build_model, latency_budget, recipe_from_dict
+from nni_plugins.training.loop import Loop
+from nni_plugins.training.processes import joined
+
+# The first process is off the budget twice, the second one never: by its own clock it would stop at once.
+times = iter([[1.0, 0.6], [1.0, 0.55], [1.0, 0.5]])
+latency_budget.in_turns = lambda *_: [1.0, 0.5] if os.environ["RANK"] == "1" else next(times)
+with joined() as rank:
+    recipe = recipe_from_dict(json.loads(Path("recipe.json").read_text()))
+    data = build_data(recipe)
+    model = build_model(recipe, data.shape, data.classes, 0).eval()
+    graph = ChannelGraph.watch(model, data.example)
+    made = latency_budget.meet(recipe, model, Loop(recipe, data, "test"), graph)
+    Path(f"{rank}.json").write_text(json.dumps([[one.sparsity, one.time] for one in made]))
+"""
+
+
+def test_a_latency_budget_is_corrected_by_one_clock(tmp_path: Path) -> None:
+    recipe = {
+        "model": {"name": "resnet8"},
+        "data": {"name": "digits", "limit": 200},
+        "train": {"threads": 1},
+        "prune": {"pruner": "taylor", "target": "macs", "sparsity": 0.5, "arguments": {"training_steps": 2}},
+    }
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe), encoding="utf-8")
+    (tmp_path / "clocks.py").write_text(CLOCKS, encoding="utf-8")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "clocks.py"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    answer = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100)
+    assert answer.returncode == 0, answer.stderr
+    made = [json.loads((tmp_path / f"{rank}.json").read_text(encoding="utf-8")) for rank in (0, 1)]
+    assert made[0] == made[1]
+    assert [time for _, time in made[0]] == [0.6, 0.55, 0.5]
