@@ -186,16 +186,18 @@ def on_cpu(inputs: Any) -> Any:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Torch's exporters talk of packages that are not installed, and of what they will do otherwise one day."""
-    logger = logging.getLogger("torch.onnx")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
+    """Exporters talk of packages that are not installed, of what they leave alone, and of what they will do one day."""
+    loggers = {name: logging.getLogger(name) for name in ("torch.onnx", "onnxscript")}
+    before = {name: logger.level for name, logger in loggers.items()}
+    for logger in loggers.values():
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(), open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(before)
+        for name, logger in loggers.items():
+            logger.setLevel(before[name])
 
 
 def one_line(error: BaseException) -> str:

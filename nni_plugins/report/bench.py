@@ -370,10 +370,14 @@ def find_models(
     target: str, inputs: tuple[str, ...], inputs_function: str | None
 ) -> tuple[dict[str, nn.Module], Any, dict[tuple[str, str], Path]]:
     """Return the models of a folder that a compression left, or one by ``module:function``, an input, and files."""
-    from nni_plugins.report.inspect_target import find_target
+    from nni_plugins.report.inspect_target import RECIPES, find_target
 
     folder = finished_folder(target)
     if not folder.is_dir():
+        if ":" not in target and not target.lower().endswith(RECIPES):
+            raise CompressionError(
+                f"{target}: no such folder; give one that nni-plugins run or compress left, module:function or a recipe"
+            )
         found = find_target(target, inputs, inputs_function)
         with torch.no_grad():
             try:

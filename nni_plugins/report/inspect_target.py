@@ -161,8 +161,6 @@ def _parse_input(spec: str) -> tuple[str | None, torch.Tensor]:
 
 
 def _model(name: str, arguments: dict[str, Any]) -> nn.Module:
-    if ":" not in name:
-        raise InspectError(f"{name}: write module:function, path/to/file.py:function or a recipe (.yml)")
     found = named(name, "model")
     if isinstance(found, nn.Module):
         if arguments:

@@ -325,6 +325,8 @@ MODELS = [
     model("bench net.py:net --input 1x3x8x8 --runtimes eager --batches 1 --seconds 0.1", "the model fails on 1x3x8x8"),
     model("export net.py:net", "say what the model takes"),
     model("export folder", "folder: no compression is here", folder=None),
+    model("export outputs/folder", "outputs/folder: no such folder; give one that nni-plugins run or compress left"),
+    model("bench outputs/folder", "outputs/folder: no such folder"),
     model("export net.py:net --input 1x3x8x8", "net.py:net", "the model fails on 1x3x8x8"),
     model("export net.py:net --input 1x1x8x8 --output file", "file", file="x"),
     model("new mine --model net.py:net --data images", "--data images", "no such folder"),
