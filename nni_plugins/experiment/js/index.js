@@ -35,7 +35,11 @@ const experiments = option('--experiments-directory');
 const log = experiments ? path.join(experiments, option('--experiment-id') || '', 'log', 'machines.jsonl') : null;
 function note(event) {
     if (log) {
-        fs.appendFile(log, JSON.stringify({ time: Date.now() / 1000, ...event }) + '\n', () => {});
+        try {
+            fs.appendFileSync(log, JSON.stringify({ time: Date.now() / 1000, ...event }) + '\n'); // their order counts
+        } catch {
+            // a full disk stops no experiment for a note
+        }
     }
 }
 
