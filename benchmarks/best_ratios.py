@@ -1,8 +1,10 @@
 """Ratios that a search found, fine-tuned, beside uniform and global magnitude at equal MACs and equal fine-tuning.
 
     python benchmarks/best_ratios.py [--seeds 5] [--trials 60] [--sparsity 0.5 0.75] [--results FILE]
+    python benchmarks/best_ratios.py --data cifar10 --root cifar10.npz --seeds 1 --sparsity 0.5 --folder models
 
-For each seed a ResNet-8 is trained on scikit-learn's digits. `OptunaTuner` (TPE, with `recipe`, so that every trial
+For each seed a ResNet-8 is trained on scikit-learn's digits, or on CIFAR-10: the net, split and training of
+benchmarks/cifar10.py, whose dense weights ``--dense`` takes. `OptunaTuner` (TPE, with `recipe`, so that every trial
 meets the budget) searches the share that each channel group loses, in quick trials: pruned by magnitude, batch norm
 recalibrated, judged on validation, not fine-tuned. Its best ratios, uniform ratios and a global magnitude threshold are
 then fine-tuned alike, in one recipe that differs in `prune` only. Test is read once for each, after the last epoch;
@@ -12,6 +14,7 @@ paired differences over seeds with their 95% intervals. The seconds of the searc
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import logging
 import sys
@@ -35,13 +38,26 @@ from nni_plugins.training import build_data, compress, evaluate_test, prepare_de
 from nni_plugins.training.dense import dense_model
 from nni_plugins.training.recipe import recipe_from_dict
 
-RECIPE: dict[str, Any] = {
-    "model": {"name": "resnet8"},
-    "data": {"name": "digits", "validation": 0.4},
-    "train": {"epochs": 30, "learning_rate": 0.1, "threads": 1},
-    "finetune": {"epochs": 8, "learning_rate": 0.02},
-    "prune": {"pruner": "magnitude", "target": "macs"},
-    "speedup": {"recalibrate_batches": 20},
+RESULTS = ROOT / "benchmarks" / "results"
+PRUNE = {"pruner": "magnitude", "target": "macs"}
+RECIPES: dict[str, dict[str, Any]] = {
+    "digits": {
+        "model": {"name": "resnet8"},
+        "data": {"name": "digits", "validation": 0.4},
+        "train": {"epochs": 30, "learning_rate": 0.1, "threads": 1},
+        "finetune": {"epochs": 8, "learning_rate": 0.02},
+        "prune": PRUNE,
+        "speedup": {"recalibrate_batches": 20},
+    },
+    "cifar10": {
+        "folder": str(ROOT),
+        "model": {"name": "benchmarks.cifar.nets:resnet"},
+        "data": {"name": "cifar10", "batch_size": 128, "validation": 0.1, "augment": "crop_flip"},
+        "train": {"epochs": 20, "threads": 1, "channels_last": True},
+        "finetune": {"epochs": 6, "learning_rate": 0.05},
+        "prune": PRUNE,
+        "speedup": {"recalibrate_batches": 50},
+    },
 }
 
 
@@ -67,13 +83,26 @@ def search(recipe: Any, dense: Any, folder: Path, trials: int, seed: int) -> dic
     return best[1]
 
 
-def compare(seed: int, sparsity: float, trials: int, folder: Path) -> dict[str, Any]:
+def recipe_of(options: argparse.Namespace, seed: int, sparsity: float) -> Any:
+    """What all contenders of a seed share."""
+    changes: dict[str, Any] = {"seed": seed, "prune.sparsity": sparsity}
+    tree = copy.deepcopy(RECIPES[options.data])
+    if options.root:
+        tree["data"]["root"] = str(Path(options.root).resolve())
+    if options.dense:
+        changes["model.checkpoint"] = str(Path(options.dense.format(seed=seed)).expanduser().resolve())
+    return recipe_from_dict(tree).with_values(changes)
+
+
+def compare(recipe: Any, seed: int, sparsity: float, trials: int, folder: Path) -> dict[str, Any]:
     """Test accuracy and MACs of each contender for one seed."""
-    recipe = recipe_from_dict({**RECIPE, "seed": seed, "prune": {**RECIPE["prune"], "sparsity": sparsity}})
     dense = prepare_dense(recipe, folder / "dense", lambda line: None)
-    begun = time.monotonic()
-    found = search(recipe, dense, folder / "search", trials, seed)
-    seconds = time.monotonic() - begun
+    kept = folder / "found.json"
+    if not kept.exists():
+        begun = time.monotonic()
+        found = search(recipe, dense, folder / "search", trials, seed)
+        kept.write_text(json.dumps([found, time.monotonic() - begun]), encoding="utf-8")
+    found, seconds = json.loads(kept.read_text(encoding="utf-8"))
     contenders = {
         "found": {**found, "prune.target": "channels", "prune.scope": "local"},
         "uniform": {"prune.scope": "local"},
@@ -109,23 +138,33 @@ def summary(rows: list[dict[str, Any]]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", choices=RECIPES, default="digits")
+    parser.add_argument("--root", help="of cifar10: a .npz of JPEG streams or cifar-10-batches-py")
+    parser.add_argument("--dense", help="trained dense weights; {seed} in the path is the seed")
+    parser.add_argument("--folder", type=Path, help="where models stay, so that a stopped run goes on")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--trials", type=int, default=60)
     parser.add_argument("--sparsity", type=float, nargs="+", default=[0.5, 0.75])
-    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results" / "best_ratios.json")
+    parser.add_argument("--results", type=Path, help="by default best_ratios.json or best_ratios_cifar10.json")
     options = parser.parse_args()
+    if (options.data == "cifar10") != bool(options.root):
+        parser.error("--data cifar10 needs --root, and only it takes one")
+    name = "best_ratios.json" if options.data == "digits" else f"best_ratios_{options.data}.json"
+    file = options.results or RESULTS / name
     logging.disable(logging.INFO)
     rows: list[dict[str, Any]] = []
-    if options.results.exists():
-        rows = json.loads(options.results.read_text(encoding="utf-8"))["rows"]
+    if file.exists():
+        rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
     for sparsity in options.sparsity:
         for seed in range(options.seeds):
             if any(row["seed"] == seed and row["sparsity"] == sparsity for row in rows):
                 continue
-            with tempfile.TemporaryDirectory() as folder:
-                rows.append(compare(seed, sparsity, options.trials, Path(folder)))
+            with tempfile.TemporaryDirectory() as temporary:
+                place = (options.folder or Path(temporary)) / f"{options.data}-{seed}-{sparsity:g}"
+                recipe = recipe_of(options, seed, sparsity)
+                rows.append(compare(recipe, seed, sparsity, options.trials, place))
             found = {"environment": environment(), "trials": options.trials, "rows": rows}
-            options.results.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
             print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
     print("\n".join(summary(rows)))
 
