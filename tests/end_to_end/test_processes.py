@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
+
+from tests.end_to_end.test_faults import until
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="gloo over POSIX sockets")
@@ -151,3 +160,66 @@ def test_a_latency_budget_is_corrected_by_one_clock(tmp_path: Path) -> None:
     made = [json.loads((tmp_path / f"{rank}.json").read_text(encoding="utf-8")) for rank in (0, 1)]
     assert made[0] == made[1]
     assert [time for _, time in made[0]] == [0.6, 0.55, 0.5]
+
+
+EPOCHS = 24
+
+
+def untimed(found: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in found.items() if name not in ("latency_ms", "seconds")}
+
+
+def processes_of(experiment: str) -> dict[str, psutil.Process]:
+    """The trial's processes that run our module, by rank."""
+    found = {}
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            words, variables = process.cmdline(), process.environ()
+            own = variables.get("NNI_EXP_ID") == experiment and "nni_plugins.trial" in words
+            if own and "torch.distributed.run" not in words and process.status() != psutil.STATUS_ZOMBIE:
+                found[variables.get("RANK", "")] = process
+    return found
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="gloo over POSIX sockets")
+def test_two_processes_that_are_killed_go_on_as_if_undisturbed(
+    nni_home: Any, port: int, write_experiment: Callable[..., Path]
+) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    trial = ["-m", "nni_plugins.trial", "recipe.yml"]
+    folder = write_experiment(
+        space={"prune.sparsity": {"_type": "choice", "_value": [0.5]}},
+        recipe={"finetune": {"epochs": EPOCHS}},
+        trialCommand=shlex.join([*torchrun, *trial]),
+        maxTrialNumber=1,
+        trialConcurrency=1,
+        tuner={"name": "Random"},
+    )
+    command = nni_home.start("nni-plugins", "run", str(folder), "--port", str(port))
+    until(lambda: len(nni_home.get(port, "metric-data")) >= 5)  # in the midst of its fine-tuning
+    (entry,) = nni_home.managers()
+    before = processes_of(entry["id"])
+    assert before.keys() == {"0", "1"}
+    os.kill(entry["pid"], signal.SIGKILL)
+    undisturbed = subprocess.Popen([*torchrun, *trial], cwd=folder, env=nni_home.environment, text=True)
+    nni_home.started.append(undisturbed)
+    assert command.wait(timeout=120) == 1
+    again = nni_home.start("nni-plugins", "run", "--resume", entry["id"], "--port", str(port))
+    after = until(lambda: (found := processes_of(entry["id"])).keys() == {"0", "1"} and found)
+    assert not {one.pid for one in before.values()} & {one.pid for one in after.values()}
+    assert not any(one.is_running() for one in before.values())  # before they write
+    assert any("trial 1/1" in line for line in again.stderr), again.stdout.read()
+    again.send_signal(signal.SIGINT)  # no report
+    again.communicate(timeout=60)
+
+    with closing(sqlite3.connect(nni_home.experiments / entry["id"] / "db" / "nni.sqlite")) as database:
+        ((epochs,),) = database.execute("select count(*) from MetricData where type = 'PERIODICAL'")
+    assert EPOCHS - 1 <= epochs <= EPOCHS + 1  # it went on where it was
+    assert undisturbed.wait(timeout=120) == 0
+    (own,) = (nni_home.experiments / entry["id"]).glob("environments/*/trials/*")
+    folders = own, folder / "outputs" / "trial"
+    files = [load_file(one / "compact.safetensors") for one in folders]
+    assert files[0].keys() == files[1].keys()
+    assert all(torch.equal(files[0][name], files[1][name]) for name in files[0])
+    metrics = [json.loads((one / "metrics.json").read_text(encoding="utf-8"), object_hook=untimed) for one in folders]
+    assert metrics[0] == metrics[1]
