@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,18 @@ def test_status_lists_experiments_as_json(empty_home: Path) -> None:
         "port": None,
         "folder": str(Path("/e/abcd1234")),
     }
+
+
+@pytest.mark.parametrize("half", ["", '{"abcd1234": {"id": "ab'])
+def test_a_list_that_nni_is_writing_is_read_again(empty_home: Path, half: str) -> None:
+    manifest = empty_home / "nni-experiments" / ".experiment"
+    manifest.parent.mkdir()
+    manifest.write_text(half, encoding="utf-8")
+    done = threading.Timer(0.1, manifest.write_text, ['{"abcd1234": {"id": "abcd1234"}}', "utf-8"])
+    done.start()
+    (listed,) = json.loads(invoke("status", "--all", "--json")[1])["experiments"]
+    done.join()
+    assert listed["id"] == "abcd1234"
 
 
 def test_compress_writes_the_model_and_says_what_it_found(tmp_path: Path) -> None:

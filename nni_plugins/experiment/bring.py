@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from nni_plugins.experiment.errors import ExperimentError
 from nni_plugins.experiment.fetch import Fetcher
-from nni_plugins.experiment.folders import FAILURE
+from nni_plugins.experiment.folders import FAILURE, write_json
 from nni_plugins.experiment.health import CUT, bad_metrics, why_ended, why_waiting
 from nni_plugins.experiment.machines import Machine, machines_of_profile
 from nni_plugins.experiment.manifest import Known
@@ -119,7 +118,7 @@ def keep_loss(experiment: Path, trial: Trial) -> bool:
 
 def _write(folder: Path, reason: str, error: str, trial: Trial) -> None:
     failure = {"reason": reason, "error": error, "parameters": trial.parameters}
-    (folder / FAILURE).write_text(json.dumps(failure, indent=2, default=str), encoding="utf-8")
+    write_json(folder / FAILURE, failure)
     with (folder / "trial.log").open("a", encoding="utf-8") as log:
         log.write(f"{reason}\n")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from nni_plugins.experiment.ablation import ABLATION, without_teacher
 from nni_plugins.experiment.bring import bring_dense
 from nni_plugins.experiment.errors import ExperimentError
-from nni_plugins.experiment.folders import read_json
+from nni_plugins.experiment.folders import read_json, write_json
 from nni_plugins.experiment.gather import BOUNDS, compact_figures, metrics_of
 from nni_plugins.experiment.manifest import Known
 from nni_plugins.experiment.trials import Trial
@@ -125,7 +124,7 @@ def keep_record(path: Path, findings: Findings) -> None:
     """Keep what was measured at the end in the experiment's folder, for reports on a copy of it elsewhere."""
     slim = replace(findings, candidates=(), importance=(), layers=())
     try:
-        path.write_text(json.dumps(slim.to_dict(), indent=1, default=str), encoding="utf-8")
+        write_json(path, slim.to_dict())
     except OSError:  # a folder that may only be read
         return
 
@@ -151,7 +150,7 @@ def test_figures(
     }
     kept = {"trial": winner.id, **figures, **({"earlier": earlier} if earlier else {})}
     try:
-        record.write_text(json.dumps(kept), encoding="utf-8")
+        write_json(record, kept)
     except OSError as error:
         raise ExperimentError(
             f"{record}: it cannot be written ({error.strerror}), so that the test split would be read again each time"

@@ -68,6 +68,7 @@ def _tail(path: Path) -> list[str]:
         with path.open("rb") as file:
             file.seek(0, 2)
             file.seek(max(0, file.tell() - TAIL))
-            return file.read().decode("utf-8", "replace").splitlines()
+            whole, _, _ = file.read().rpartition(b"\n")  # the last line may be half written
+            return whole.decode("utf-8", "replace").splitlines()
     except OSError:
         return []

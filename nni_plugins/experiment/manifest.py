@@ -6,6 +6,7 @@ NNI keeps this list in the home folder even for experiments whose own folder is 
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from nni_plugins.experiment.errors import ExperimentError
 from nni_plugins.experiment.folders import read_json
 from nni_plugins.experiment.manager import Manager
 from nni_plugins.experiment.trials import ENDED, EXHAUSTED, Trial, from_database, profile_from_database
+
+WRITE_SECONDS = 1.0
+"""So long a list that cannot be read may still be in the middle of being written."""
 
 
 @dataclass(frozen=True)
@@ -95,9 +99,19 @@ def manifest_path() -> Path:
 
 def known_experiments() -> list[Known]:
     """Every experiment in NNI's list, the newest first."""
-    entries = read_json(manifest_path()) or {}
+    entries = _entries(manifest_path())
     valid = [entry for entry in entries.values() if isinstance(entry, dict) and "id" in entry]
     return [_known(entry) for entry in sorted(valid, key=lambda entry: entry.get("startTime") or 0, reverse=True)]
+
+
+def _entries(path: Path) -> dict[str, Any]:
+    """What is in NNI's list, which NNI does not write whole: who reads meanwhile finds an empty file, or half of it."""
+    deadline = time.monotonic() + WRITE_SECONDS
+    while True:
+        entries = read_json(path)
+        if entries is not None or not path.is_file() or time.monotonic() > deadline:
+            return entries or {}
+        time.sleep(0.02)
 
 
 def find_experiment(name: str | None, experiments_folder: Path | None = None) -> Known:

@@ -72,6 +72,17 @@ def test_the_tuner_of_this_run_has_not_died_of_the_error_of_the_last(tmp_path: P
     assert tuner_error(tmp_path) == DIED  # it died before it could log
 
 
+def test_half_a_line_is_not_taken_for_the_tuners_word(tmp_path: Path) -> None:
+    own = tmp_path / "log" / "dispatcher.log"
+    own.parent.mkdir()
+    whole = RUN.format(7) + TRACEBACK
+    for length in range(len(whole)):  # as far as the tuner's process has written
+        own.write_text(whole[:length], encoding="utf-8")
+        assert tuner_error(tmp_path) == ""
+    own.write_text(whole, encoding="utf-8")
+    assert tuner_error(tmp_path) == DIED
+
+
 def test_a_tuner_that_lost_its_manager_has_not_died_of_itself(tmp_path: Path) -> None:
     own = tmp_path / "log" / "dispatcher.log"
     own.parent.mkdir()

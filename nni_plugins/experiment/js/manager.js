@@ -99,6 +99,21 @@ module.exports = ({ note }) => {
         };
     }
 
+    // Whole, and before NNI tells anybody that the trial has ended: whoever hears of it reads why.
+    function keep(folder, failure) {
+        const file = path.join(folder, 'failure.json');
+        if (fs.existsSync(file)) {
+            return; // the trial said so itself, or this process before
+        }
+        try {
+            fs.writeFileSync(`${file}.part`, JSON.stringify(failure, null, 2));
+            fs.renameSync(`${file}.part`, file);
+            fs.appendFileSync(path.join(folder, 'trial.log'), failure.reason + '\n');
+        } catch {
+            // a full disk stops no experiment for a reason
+        }
+    }
+
     // A trial that is killed from outside has failed; NNI takes it for one that somebody cancelled.
     function patchTrial({ TrialProcess }) {
         const { spawn, kill, resolveStop } = TrialProcess.prototype;
@@ -129,14 +144,8 @@ module.exports = ({ note }) => {
         };
         TrialProcess.prototype.resolveStop = function (event, code, signal, ...rest) {
             if (signal && !this.wanted) {
-                const file = path.join(this.folder, 'failure.json');
-                const log = path.join(this.folder, 'trial.log');
                 const hint = signal === 'SIGKILL' ? '; the machine may be out of memory' : '';
-                const failure = { reason: `it was killed by ${signal}${hint}`, error: signal, parameters: {} };
-                if (!fs.existsSync(file)) {
-                    fs.writeFile(file, JSON.stringify(failure, null, 2), () => {});
-                    fs.appendFile(log, failure.reason + '\n', () => {});
-                }
+                keep(this.folder, { reason: `it was killed by ${signal}${hint}`, error: signal, parameters: {} });
                 return resolveStop.call(this, event, 128, null, ...rest);
             }
             if (code && this.wanted) { // torchrun and others end with a status of their own when they are stopped
