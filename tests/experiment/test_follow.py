@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -38,6 +40,18 @@ class Script:
 
     def alive(self) -> bool:
         return self._now[0] is not None
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time passes in pauses only, however busy the machine is."""
+    passed = [0.0]
+
+    def sleep(seconds: float) -> None:
+        passed[0] += seconds
+
+    clock = SimpleNamespace(monotonic=lambda: passed[0], sleep=sleep, time=time.time)
+    monkeypatch.setattr("nni_plugins.experiment.follow.time", clock)
 
 
 def follow(script: Script, **options: Any) -> list[Trial]:
