@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from nni_plugins.experiment.errors import ExperimentError
+from nni_plugins.experiment.left import end, trials
 from nni_plugins.experiment.trials import ENDED, from_database
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 LOCK = ".resume.lock"
 """In the experiment's folder; held from before the manager starts until it is stopped."""
-END_SECONDS = 10.0
 
 
 @contextmanager
@@ -98,40 +98,24 @@ def end_left(known: Known, say: Callable[[str], Any] = lambda line: None) -> lis
     ExperimentError
         When one of them is still there after ten seconds.
     """
-    import psutil
-
     unfinished = {trial.id for trial in from_database(known.folder) if trial.status not in ENDED}
-    left = [process for process in psutil.process_iter() if _trial_of(process, known.id) in unfinished]
-    own = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
-    left = [process for process in left if process.pid not in own]
-    if not left:
-        return []
-    say(f"ending what the last manager left of its trials: {len(left)} processes")
-    for process in left:
-        with suppress(psutil.Error):
-            process.terminate()
-    _, stubborn = psutil.wait_procs(left, timeout=END_SECONDS / 2)
-    for process in stubborn:
-        with suppress(psutil.Error):
-            process.kill()
-    _, stubborn = psutil.wait_procs(stubborn, timeout=END_SECONDS / 2)
+    told = False
+
+    def find() -> list[psutil.Process]:
+        nonlocal told
+        found = trials(known.id, lambda variables: variables.get("NNI_TRIAL_JOB_ID") in unfinished)
+        if found and not told:
+            say(f"ending what the last manager left of its trials: {len(found)} processes")
+            told = True
+        return found
+
+    ended, stubborn = end(find)
     if stubborn:
         raise ExperimentError(
-            f"process {stubborn[0].pid} of an unfinished trial of experiment {known.id} does not end; "
+            f"process {stubborn[0]} of an unfinished trial of experiment {known.id} does not end; "
             "stop it, then resume the experiment"
         )
-    return [process.pid for process in left]
-
-
-def _trial_of(process: psutil.Process, experiment: str) -> str | None:
-    """The trial of this experiment that the process belongs to, if it does to one."""
-    import psutil
-
-    with suppress(psutil.Error, OSError):
-        variables = process.environ()
-        if variables.get("NNI_EXP_ID") == experiment and process.status() != psutil.STATUS_ZOMBIE:
-            return variables.get("NNI_TRIAL_JOB_ID")
-    return None
+    return ended
 
 
 def _running(known: Known) -> str:

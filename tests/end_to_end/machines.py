@@ -76,6 +76,11 @@ class Daemon:
             if "sshd" in one.name():
                 one.suspend()
 
+    def answer_anew(self) -> None:
+        """After :meth:`freeze`, take new connections; what is open stays silent."""
+        assert self.process is not None
+        psutil.Process(self.process.pid).resume()
+
     def clean(self) -> None:
         """Kill it, and what NNI left running in its home."""
         self.kill()
