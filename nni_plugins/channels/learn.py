@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from itertools import combinations, islice
+from itertools import chain, combinations, islice
 
 from torch import nn
 
@@ -61,8 +61,10 @@ def learn(
     shrunk = list(shrinking(replay, operator))
     felt: list[Try] = []  # what the operator that fails is given by
     sizes = {len(labels) for _, labels in shrunk}
-    for owner in (*_upwards(mismatch.module), *islice(_below(mismatch.module, modules, sizes), _BELOW)):
-        for attribute, size in sizes_held(modules.get(owner)):
+    upwards = ((owner, list(sizes_held(modules.get(owner)))) for owner in _upwards(mismatch.module))
+    below = _below(mismatch.module, modules, sizes, graph.trace.sizes)
+    for owner, held in chain(upwards, islice(below, _BELOW)):
+        for attribute, size in held:
             for place, labels in shrunk:
                 if len(labels) != size or _follows(graph, (owner, attribute), labels):
                     continue
@@ -87,20 +89,25 @@ def _upwards(name: str) -> Iterator[str]:
         yield name
 
 
-def _below(name: str, modules: dict[str, nn.Module], sizes: Collection[int]) -> Iterator[str]:
-    """Yield the modules below one that hold one of ``sizes``, the nearest first, and of each class the first only.
+def _below(
+    name: str, modules: dict[str, nn.Module], sizes: Collection[int], known: Collection[Key]
+) -> Iterator[tuple[str, list[tuple[str, int]]]]:
+    """Yield the modules below one that hold one of ``sizes``, and what they hold, the nearest first.
 
-    Torch's own have attributes of known meaning, which follow by themselves.
+    Of each class the first only. Most attributes of torch's own have a known meaning, and follow by themselves; of
+    these the others count, such as a GRUCell's ``hidden_size``, and those of every module: it serves many ends.
     """
     prefix = f"{name}." if name else ""
     seen: set[tuple[type, int]] = set()
     for below in sorted((n for n in modules if n and n.startswith(prefix)), key=lambda n: n.count(".")):
-        kind = (type(modules[below]), below.count("."))
-        if kind in seen or kind[0].__module__.startswith("torch.nn."):
+        kind, held = (type(modules[below]), below.count(".")), list(sizes_held(modules[below]))
+        if kind[0].__module__.startswith("torch.nn."):
+            held = [(attribute, size) for attribute, size in held if (below, attribute) not in known]
+        elif kind in seen:
             continue
         seen.add(kind)
-        if any(size in sizes for _, size in sizes_held(modules[below])):
-            yield below
+        if any(size in sizes for _, size in held):
+            yield below, held
 
 
 def _together(

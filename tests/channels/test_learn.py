@@ -80,6 +80,23 @@ class StateAndContext(nn.Module):
         return self.down(torch.cat([self.state(torch.tanh(state)), F.relu(context)], dim=-1))
 
 
+class Cells(nn.Module):
+    """Makes the states that torch's own cells begin with, of the width that these hold."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.first, self.second, self.down = nn.GRUCell(5, 8), nn.LSTMCell(8, 8), nn.Linear(8, 5)
+
+    def forward(self, x):
+        state = x.new_zeros(len(x), self.first.hidden_size)
+        own = (x.new_zeros(len(x), self.second.hidden_size),) * 2
+        for step in x.unbind(1):
+            state = self.first(step, state)
+            own = self.second(state, own)
+        return self.down(own[0])
+
+
 CASES = {
     "a list": lambda: Parts([8, 16], "list"),
     "a tuple": lambda: Parts([8, 16], "tuple"),
@@ -142,6 +159,19 @@ def test_a_size_that_a_module_below_holds_follows(tmp_path):
     save_compact(compact, tmp_path / "compact.safetensors")
     loaded = load_compact(tmp_path / "compact.safetensors", StateAndContext)
     assert torch.equal(loaded(X), compact(X))
+
+
+def test_a_size_that_a_module_of_torchs_holds_follows(tmp_path):
+    model = Cells().eval()
+    graph = ChannelGraph.watch(model, X)
+    assert {g.name: g.size for g in graph.groups if g.prunable} == {"first": 8, "second": 8}
+    masks = Plan(graph, {"first": [0, 3, 7], "second": [1, 2, 5, 6]}).masks(model)
+    expected = masked_output(model, masks, X)
+    compact = ModelSpeedup(model, X, masks).speedup_model()
+    assert (compact.first.hidden_size, compact.second.hidden_size) == (3, 4)
+    assert torch.allclose(compact(X), expected, atol=1e-5)
+    save_compact(compact, tmp_path / "compact.safetensors")
+    assert torch.equal(load_compact(tmp_path / "compact.safetensors", Cells)(X), compact(X))
 
 
 def test_what_one_module_teaches_holds_for_lists_of_others_too(monkeypatch):
