@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -23,6 +24,10 @@ class CompactFileError(ValueError):
 def write_checked(path: Path, tensors: dict[str, Tensor], text: Mapping[str, str]) -> None:
     """Write tensors, and text with its ``format`` and ``version``; folders are made."""
     text = dict(text)
+    pairs = [key for key, tensor in tensors.items() if tensor.is_complex()]
+    if pairs:  # safetensors knows some kinds only
+        tensors = {key: torch.view_as_real(t.resolve_conj()) if key in pairs else t for key, t in tensors.items()}
+        text["complex"] = json.dumps(pairs)
     text["checksum"] = _checksum(tensors, text)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
@@ -69,6 +74,8 @@ def read_checked(
     checksum = text.pop("checksum", "")
     if checksum != _checksum(tensors, text):
         raise CompactFileError(f"{path}: damaged: its content does not match its checksum")
+    for key in json.loads(text.pop("complex", "[]")):
+        tensors[key] = torch.view_as_complex(tensors[key])
     return tensors, text
 
 

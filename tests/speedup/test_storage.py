@@ -51,6 +51,32 @@ def test_after_training_and_in_half_precision(tmp_path):
     assert torch.equal(again(X.half()), model(X.half()))
 
 
+class Spectral(nn.Module):
+    """Weights of complex numbers, as of a Fourier layer."""
+
+    def __init__(self, kind):
+        super().__init__()
+        real = torch.float64 if kind == torch.complex128 else torch.float32
+        self.a, self.w = nn.Conv2d(3, 8, 1, dtype=real), nn.Parameter(torch.randn(8, 6, 3, 2, dtype=kind))
+        self.b = nn.Conv2d(6, 2, 1, dtype=real)
+
+    def forward(self, x):
+        y = torch.fft.rfft2(self.a(x))[..., :3, :2]
+        return self.b(torch.fft.irfft2(torch.einsum("bixy,ioxy->boxy", y, self.w), s=x.shape[-2:]))
+
+
+@pytest.mark.parametrize("kind", [torch.complex64, torch.complex128])
+def test_complex_weights_come_back(tmp_path, kind):
+    model, x = Spectral(kind).eval(), X.double() if kind == torch.complex128 else X
+    plan = Plan(ChannelGraph.watch(model, x), {"a": range(5), "w": range(4)})
+    model = ModelSpeedup(model, x, plan.masks(model)).speedup_model()
+    assert model.w.shape == (5, 4, 3, 2)
+    save_compact(model, tmp_path / "m.safetensors")
+    again = load_compact(tmp_path / "m.safetensors", lambda: Spectral(kind))
+    assert again.w.dtype == kind
+    assert torch.equal(again(x), model(x))
+
+
 class Folds(nn.Module):
     def __init__(self):
         super().__init__()
