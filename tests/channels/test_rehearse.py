@@ -128,10 +128,10 @@ def test_the_number_of_replays_does_not_grow_with_depth(written, monkeypatch):
 
 @pytest.mark.alone
 def test_a_deep_transformer_is_watched_in_bounded_time():
-    start = time.perf_counter()
+    start = time.process_time()
     graph = ChannelGraph.watch(Transformer(48, written=True), X)
     assert sum(g.prunable and g.exact for g in graph.groups) == 48
-    assert time.perf_counter() - start < 60
+    assert time.process_time() - start < 60
 
 
 class Fickle(nn.Module):

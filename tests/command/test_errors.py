@@ -98,14 +98,22 @@ def test_ctrl_c_while_a_model_trains(tmp_path: Path) -> None:
         encoding="utf-8",
     )
     (tmp_path / "r.yml").write_text("model: {name: 'slow:net'}\ndata: {name: 'slow:loaders'}\n", encoding="utf-8")
-    with subprocess.Popen(
-        [*COMMAND, "compress", "r.yml"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        deadline = time.monotonic() + 60
+    process = subprocess.Popen(
+        [*COMMAND, "compress", "r.yml"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # what a shell runs with & does not hear it
+    )
+    try:
+        deadline = time.monotonic() + 120
         while not (tmp_path / "trains").exists() and time.monotonic() < deadline:
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
-        text, errors = process.communicate(timeout=60)
+        text, errors = process.communicate(timeout=120)
+    finally:
+        process.kill()
     assert process.returncode == 130, errors
     assert (text, errors) == ("", "nni-plugins: stopped by Ctrl-C\n")
 
@@ -115,11 +123,11 @@ def test_a_reader_that_has_enough_and_a_disk_that_is_full(tmp_path: Path) -> Non
     command = [*COMMAND, "completion", "bash"]
     reading, writing = os.pipe()
     os.close(reading)
-    answer = subprocess.run(command, env=environment, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=60)
+    answer = subprocess.run(command, env=environment, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=180)
     os.close(writing)
     assert (answer.returncode, answer.stderr) == (1, "")
     with open("/dev/full", "w") as full:
-        answer = subprocess.run(command, env=environment, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+        answer = subprocess.run(command, env=environment, stdout=full, stderr=subprocess.PIPE, text=True, timeout=180)
     assert answer.returncode == 1
     assert answer.stderr.startswith("nni-plugins: No space left on device")
     assert answer.stderr.count("\n") == 1

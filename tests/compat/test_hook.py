@@ -173,9 +173,9 @@ def test_missing_module_is_still_missing(install):
 def test_importing_us_is_cheap():
     code = """
         import sys, time
-        start = time.perf_counter()
+        start = time.process_time()
         import nni_plugins
-        spent = time.perf_counter() - start
+        spent = time.process_time() - start
         print(spent, *[name for name in ("torch", "nni", "numpy", "scipy") if name in sys.modules])
     """
     runs = [subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True) for _ in "12"]
@@ -199,7 +199,7 @@ def test_patches_are_named_and_explained():
 @pytest.mark.alone
 def test_look_up_of_other_modules_costs_nothing():
     finder = PatchFinder(patches())
-    start = time.perf_counter()
+    start = time.process_time()
     for _ in range(1000):
         assert finder.find_spec("some.other.module", None) is None
-    assert time.perf_counter() - start < 0.05
+    assert time.process_time() - start < 0.05

@@ -238,9 +238,9 @@ def test_selection_is_fast_for_many_groups():
     graph = ChannelGraph.watch(nn.Sequential(*layers), torch.randn(1, 32, 2, 2))
     groups = tuple(group.name for group in graph.groups if group.prunable)
     scores = random_scores(graph)
-    start = time.perf_counter()
+    start = time.process_time()
     select(graph, [Pool("p", groups, sparsity=0.5, scope="global")], scores, target="macs")
-    assert time.perf_counter() - start < 1.0
+    assert time.process_time() - start < 1.0
 
 
 def test_scores_for_each_cost_take_what_saves_most():

@@ -1,6 +1,7 @@
 """Latency: what a pass takes that nothing interrupts, with the threads that were asked for."""
 
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -35,26 +36,30 @@ def test_after_warm_up():
     assert model.training
 
 
-class Interrupted(nn.Module):
-    """Two passes in three have to wait."""
+class Taking(nn.Module):
+    """Each pass takes what it is told, by a clock that nothing else moves."""
 
-    def __init__(self):
+    def __init__(self, monkeypatch, milliseconds):
         super().__init__()
-        self.calls = 0
+        self.calls, self.now, self.milliseconds = 0, 0.0, milliseconds
+        monkeypatch.setattr("nni_plugins.training.measure.time", SimpleNamespace(perf_counter=lambda: self.now))
 
     def forward(self, x):
         self.calls += 1
-        time.sleep(0.002 if self.calls % 3 == 0 else 0.03)
+        self.now += self.milliseconds(self.calls) / 1000
         return x
 
 
-def test_passes_that_had_to_wait_do_not_count():
-    assert latency_ms(Interrupted(), torch.ones(1), warmup=0, runs=30, seconds=5) < 15
+def test_passes_that_had_to_wait_do_not_count(monkeypatch):
+    model = Taking(monkeypatch, lambda call: 2 if call % 3 == 0 else 30)  # two passes in three
+    assert latency_ms(model, torch.ones(1), warmup=0, runs=30, seconds=5) == pytest.approx(2)
+    assert model.calls == 30
 
 
-def test_time_is_bounded():
-    model = Slow()
-    start = time.monotonic()
-    latency_ms(model, torch.ones(1), warmup=3, runs=10_000, seconds=0.2)
-    assert time.monotonic() - start < 1
-    assert model.calls >= 8
+def test_time_is_bounded(monkeypatch):
+    model = Taking(monkeypatch, lambda call: 50 if call <= 3 else 5)
+    assert latency_ms(model, torch.ones(1), warmup=3, runs=10_000, seconds=0.2) == pytest.approx(5)
+    assert model.calls in (13, 14)
+    slow = Taking(monkeypatch, lambda call: 1000)
+    assert latency_ms(slow, torch.ones(1), warmup=3, runs=10_000, seconds=0.2) == pytest.approx(1000)
+    assert slow.calls == 5

@@ -206,7 +206,7 @@ def test_two_trials_at_once_train_it_once(tmp_path: Path) -> None:
     for trial in trials:
         trial.start()
     for trial in trials:
-        trial.join(60)
+        trial.join(300)
         assert trial.exitcode == 0
     told = [lines.get(timeout=5) for _ in range(lines.qsize())]
     assert sum("training" in line and "epochs" in line for line in told) == 1
