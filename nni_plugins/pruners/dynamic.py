@@ -244,7 +244,9 @@ class DynamicSparsePruner(KnownDuration, WeightPruner):
             self._pending = gradients is None
             if gradients is None:
                 return
-        weights = {n: w for n, w in self.parameters.items() if gradients is None or n in gradients}
+        known = self.parameters if gradients is None else gradients
+        # of a frozen weight what is dropped would come back as 0
+        weights = {n: w for n, w in self.parameters.items() if n in known and w.requires_grad}
         masks = {name: self._targets[name].mask for name in weights}
         new = self._exchanged(weights, masks, gradients, drop_fraction(self._step, self._end_step, self.alpha))
         for name, mask in new.items():

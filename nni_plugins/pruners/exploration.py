@@ -111,7 +111,7 @@ class Exploration:
         layers : mapping of str to Layer
             By name.
         gradients : mapping of str to torch.Tensor or None
-            Dense ones; None to exchange nothing.
+            Dense ones; a layer that has none exchanges nothing. None where no layer does.
         step, total : int
             Where in training.
         settled : bool
@@ -129,7 +129,7 @@ class Exploration:
         for name, layer in layers.items():
             if settled and self.pattern is not None:
                 found[name] = patterned(layer, counts[name], self.pattern)
-            elif gradients is None:
+            elif gradients is None or name not in gradients:
                 found[name] = fitted(layer.weight, layer.active, counts[name], region(layer.weight, layer.alive))
             else:
                 fraction = self.exchanged_at(step, total)

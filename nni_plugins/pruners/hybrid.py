@@ -337,13 +337,15 @@ class HybridPruner(KnownDuration, Rebased):
             space.mask = new.to(weight)
 
     def _gradients(self, layers: Mapping[str, Layer]) -> dict[str, Tensor] | None:
-        """Gradients by layer; None where one is not finite, as in a step that a GradScaler skips."""
-        found = {}
-        for name, layer in layers.items():
-            gradient = layer.weight.grad if layer.weight.requires_grad else torch.zeros_like(layer.weight)
-            if gradient is None:
-                raise PruningError(f"{name} has no gradient; call step() after optimizer.step() and before zero_grad()")
-            found[name] = gradient
+        """Gradients by layer; None where one is not finite, as in a step that a GradScaler skips.
+
+        A layer that is frozen, or had no part in this step, has none, and exchanges nothing.
+        """
+        trained = {name: layer.weight for name, layer in layers.items() if layer.weight.requires_grad}
+        found = {name: weight.grad for name, weight in trained.items() if weight.grad is not None}
+        if trained and not found:
+            name = next(iter(trained))
+            raise PruningError(f"{name} has no gradient; call step() after optimizer.step() and before zero_grad()")
         return found if all(torch.isfinite(gradient).all() for gradient in found.values()) else None
 
     def _trainers(self) -> list[torch.optim.Optimizer]:
@@ -361,7 +363,8 @@ class HybridPruner(KnownDuration, Rebased):
         """
         if self._fused:
             raise PruningError("the model is wrapped by another compressor too; unwrap it and run ModelSpeedup")
-        names = [name for name, space in self._targets.items() if space.mask is not None]
+        tied = {alias for others in self.graph.aliases.values() for alias in others}  # one place under several names
+        names = [name for name, space in self._targets.items() if space.mask is not None and name not in tied]
         masks = compact_live(
             self.bound_model, self._dummy_input, self.plan, optimizers=self._trainers(), copies=self.averages,
             masks={name: self._targets[name].mask for name in names}, exact_only=self._exact_only,

@@ -209,6 +209,17 @@ def test_the_pattern_holds_at_every_step(digits):
     assert pruner.explored > 0.55
 
 
+def test_a_frozen_layer_exchanges_nothing(digits):
+    net = small()
+    net[2].requires_grad_(False)
+    before = net[2].weight.clone()
+    pruner, masks = trained(digits, net, method="set")
+    assert pruner.updates == 4
+    pruner.unwrap_model()
+    assert torch.equal(net[2].weight * masks["2"], before * masks["2"])  # nothing grew at 0
+    assert (masks["2"] == 1).sum() < before.numel()
+
+
 def test_the_same_seed_gives_the_same_masks(digits):
     runs = [trained(digits, method="set", start="random", seed=seed)[1] for seed in (1, 1, 2)]
     assert all(torch.equal(runs[0][name], runs[1][name]) for name in runs[0])

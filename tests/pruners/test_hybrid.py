@@ -77,6 +77,43 @@ def run(digits, net, steps=60, *, optimizer=None, until=None, autocast=False, sp
     return pruner, optimizer, losses
 
 
+def test_layers_that_do_not_train_exchange_nothing(digits):
+    """One is frozen: what it dropped would come back as 0. One has no part in the forward, so no gradient."""
+    net = small()
+    net[3].requires_grad_(False)
+    net.spare = nn.Linear(24, 24)
+    net.forward = lambda x: net[:12](x)
+    before, spare = net[3].weight.clone(), net.spare.weight.clone()
+    config = [{"op_types": ["Conv2d", "Linear"], "op_names": ["0", "3", "spare"], "sparse_ratio": 0.5}]
+    pruner, _, _ = run(digits, net, config=config, compact=0, density=0.2)
+    assert pruner.updates > 5
+    for name, weight, was in (("3", net[3].weight, before), ("spare", net.spare.weight, spare)):
+        mask = pruner.get_masks()[name]["weight"]
+        assert torch.equal(weight, was * mask)  # not one was dropped and grew again, at 0
+        assert 0 < int(mask.sum()) < mask.numel()
+
+
+def test_tied_weights_shrink_as_one(digits):
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.into, self.mid = nn.Linear(64, 24, bias=False), nn.Linear(24, 24)
+            self.again, self.fc = nn.Linear(64, 24, bias=False), nn.Linear(24, 10)
+            self.again.weight = self.into.weight
+
+        def forward(self, x):
+            x = x.flatten(1)
+            return self.fc((self.mid(self.into(x).relu()) + self.again(x)).relu())
+
+    net = Tied()
+    pruner, _, losses = run(digits, net, config=[{"op_types": ["Linear"], "sparse_ratio": 0.5}])
+    assert pruner.compactions > 1
+    assert net.again.weight is net.into.weight
+    assert len(net.into.weight) < 16
+    assert losses[-1] < losses[0]
+
+
 @pytest.mark.parametrize("compact", [0.0, 0.1])
 @pytest.mark.parametrize("make", [small, Residual])
 def test_the_budget_is_met_by_channels_and_the_density_by_weights(digits, make, compact):
