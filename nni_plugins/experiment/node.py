@@ -17,8 +17,8 @@ PRELOAD = Path(__file__).parent / "js" / "index.js"
 LOOPBACK = "127.0.0.1"
 HEAP = "--max-semi-space-size=2"
 """MiB for new objects; by default V8 lets them grow to three times 16, of which nothing comes back."""
-COLLECT = 60
-"""Seconds from one collection of garbage to the next; it takes some hundredths of one."""
+COLLECT = 5
+"""Seconds from one look at the garbage to the next; it is collected where there is some, see ``js/memory.js``."""
 EVENTS = "machines.jsonl"
 """In the experiment's ``log`` folder: what happened to machines, and why no trial starts; one JSON object a line."""
 

@@ -45,6 +45,9 @@ def test_a_call_to_a_machine_that_is_lost_ends() -> None:
         channel.onError(() => {});
         const helper = getRpcHelper(channel);
         const said = [];
+        const answered = helper.call(1, 'start');
+        channel.emitter.emit('rpc_response', { type: 'rpc_response', id: 1, result: 'well' });
+        said.push(await answered, helper.responses.size);
         const first = helper.call(1, 'createTrial').catch(error => said.push(error.message));
         channel.terminate('test');
         await first;
@@ -53,7 +56,7 @@ def test_a_call_to_a_machine_that_is_lost_ends() -> None:
         process.exit(0);
     })();
     """
-    assert run(script) == ["the connection to the machine is lost"] * 2
+    assert run(script) == ["well", 0, *["the connection to the machine is lost"] * 2]
 
 
 def test_a_machine_that_comes_back_slowly_is_tried_once_at_a_time() -> None:
@@ -240,6 +243,39 @@ def test_garbage_is_collected_and_new_objects_have_little_room(collect: float, g
     found = json.loads(answer.stdout)
     assert found["room"] <= 3 * 2 * 2**20
     assert found["gone"] is gone
+
+
+def test_a_trial_that_is_over_is_forgotten_and_may_be_stopped_all_the_same(tmp_path: Path) -> None:
+    script = """
+    const globals = require('common/globals').default;
+    Object.assign(globals.args, { experimentId: 'test' });
+    globals.paths = { experimentRoot: process.argv[process.argv.length - 1] };
+    globals.rest = { urlJoin: (...parts) => parts.join('/'), getFullUrl: () => '' };
+    const later = setTimeout;
+    global.setTimeout = (work, time) => later(work, time === 10000 ? 300 : time);
+    const { TrialKeeper } = require('common/trial_keeper/keeper');
+    const sleep = time => new Promise(resolve => later(resolve, time));
+    (async () => {
+        const keeper = new TrialKeeper('here', 'local', false);
+        keeper.scheduler = { schedule: async () => ({}), release() {} };
+        keeper.registerDirectory('code', globals.paths.experimentRoot);
+        const known = [];
+        for (const id of ['a', 'b']) {
+            keeper.channels.getOutgoingQueue(id);
+            await keeper.createTrial({ id, command: id === 'a' ? 'true' : 'sleep 60', codeDirectoryName: 'code' });
+        }
+        known.push([...keeper.trials.keys()].join());
+        await sleep(900);
+        known.push([...keeper.trials.keys()].join(), [...keeper.channels.outgoingQueues.keys()].join());
+        await keeper.stopTrial('a');
+        await keeper.stopTrial('b');
+        await sleep(600);
+        known.push(keeper.trials.size, keeper.channels.outgoingQueues.size);
+        console.log(JSON.stringify(known));
+        process.exit(0);
+    })();
+    """
+    assert run(script, str(tmp_path)) == ["a,b", "b", "b", 0, 0]
 
 
 @pytest.mark.parametrize("shell", ["sh", "csh", "fish", "zsh"])

@@ -14,7 +14,10 @@ function patch({ RpcHelper }) {
         }
         return new Promise((resolve, reject) => {
             this.lost.add(reject);
-            waitResponse.call(this, id).then(resolve, reject).finally(() => this.lost.delete(reject));
+            waitResponse.call(this, id).then(resolve, reject).finally(() => {
+                this.lost.delete(reject);
+                this.responses.delete(id); // NNI keeps every answer
+            });
             if (this.channel.closing) {
                 reject(new Error('the connection to the machine is lost'));
             }

@@ -8,7 +8,7 @@
 //   calls.js     ends calls to a machine that is lost
 //   parameters.js gives each trial its own parameters
 //   gpus.js      gives a trial all GPUs of a machine where it asks for all
-//   memory.js    collects garbage
+//   memory.js    collects garbage, forgets trials that are over
 //   waiting.js   says why no trial is started; starts resumed trials under their own names
 'use strict';
 
