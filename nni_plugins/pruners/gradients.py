@@ -7,13 +7,14 @@ nothing, at no cost.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from nni.compression.utils.evaluator import ForwardHook, TensorHook
 from torch import Tensor, nn
 
+from nni_plugins.pruners.errors import PruningError
 from nni_plugins.pruners.finite import all_finite
 
 if TYPE_CHECKING:
@@ -159,7 +160,12 @@ class WeightGradients:
                 for n, p, g in zip(names, leaves, gradients, strict=True)
                 if g is not None
             ]
-            curved = torch.autograd.grad(torch.stack(along).sum(), leaves, retain_graph=True, allow_unused=True)
+            try:
+                curved = torch.autograd.grad(torch.stack(along).sum(), leaves, retain_graph=True, allow_unused=True)
+            except RuntimeError as error:
+                if "not implemented" not in str(error):
+                    raise
+                raise PruningError(_no_second_derivative(str(error))) from None
             for name, leaf, product in zip(names, leaves, curved, strict=True):
                 value = leaf.detach() * signs[name] * (0 if product is None else product.detach())
                 _accumulate(self._second, name, value / self.probes)
@@ -179,12 +185,14 @@ class OutputGradients:
     Parameters
     ----------
     modules : mapping of str to torch.nn.Module
-        Modules whose output has channels at dimension 1, or last for linear layers and layer norms.
+        By name. Those whose output is no tensor with channels (an LSTM's is a tuple) are not seen.
+    channels : mapping of str to collection of int
+        How many channels the output of each may have.
     """
 
-    def __init__(self, modules: Mapping[str, nn.Module]):
+    def __init__(self, modules: Mapping[str, nn.Module], channels: Mapping[str, Collection[int]]):
         self.active = True
-        self.modules = modules
+        self.modules, self.channels = modules, channels
         self.reset()
 
     def reset(self) -> None:
@@ -207,16 +215,16 @@ class OutputGradients:
         evaluator.register_hooks([ForwardHook(module, name, self._hook(name)) for name, module in self.modules.items()])
 
     def _hook(self, name: str) -> Callable[[list], Callable[[nn.Module, Any, Any], None]]:
-        def watch(module: nn.Module, _: Any, output: Tensor) -> None:
-            if not output.requires_grad or not self.active:
+        def watch(module: nn.Module, _: Any, output: Any) -> None:
+            if not self.active or not isinstance(output, Tensor) or not output.requires_grad:
+                return
+            dim = _channel_dim(module, output, self.channels[name])
+            if dim is None:
                 return
             value = output.detach().clone()  # an activation in place may overwrite it
-            last = isinstance(module, (nn.Linear, nn.LayerNorm)) or "RMSNorm" in type(module).__name__
 
             def collect(gradient: Tensor) -> None:
-                product = (
-                    (value * gradient).movedim(-1 if last else 1, 1) if value.dim() > 1 else (value * gradient)[None]
-                )
+                product = (value * gradient).movedim(dim, 1) if value.dim() > 1 else (value * gradient)[None]
                 each = product.flatten(2).mean(2) if product.dim() > 2 else product
                 _accumulate(self._now, name, each.abs().mean(0))
 
@@ -229,6 +237,23 @@ class OutputGradients:
         # Moments averages squares, so that both collectors share one rule for leaving minibatches out
         self.moments.add({name: value.sqrt() for name, value in self._now.items()}, {})
         self._now = {}
+
+
+def _no_second_derivative(why: str) -> str:
+    fused = "scaled_dot_product" in why  # torch's fused attention has a first derivative only
+    more = ", or train under torch.nn.attention.sdpa_kernel(SDPBackend.MATH)" if fused else ""
+    return f"order=2 needs second derivatives, and an operator has none ({why.rstrip('.')}); use order=1{more}"
+
+
+def _channel_dim(module: nn.Module, output: Tensor, channels: Collection[int]) -> int | None:
+    """The dimension of a module's output that has its channels; None where none has so many."""
+    if isinstance(module, nn.modules.conv._ConvNd):
+        likely = [-1 - len(module.kernel_size)]
+    elif isinstance(module, nn.modules.batchnorm._NormBase | nn.GroupNorm):
+        likely = [1]
+    else:
+        likely = [-1, 1]
+    return next((d for d in likely if output.dim() >= abs(d) + (d > 0) and output.shape[d] in channels), None)
 
 
 def _accumulate(into: dict[str, Tensor], name: str, value: Tensor) -> None:

@@ -110,9 +110,12 @@ class TaylorPruner(GroupPruner):
         return norms or [m for m in group.members if m.role == "out"]
 
     def _make_collector(self) -> WeightGradients | OutputGradients:
-        sites = {m.module: None for members in self._sites.values() for m in members}
         if self.variant == "activation":
-            return OutputGradients({name: self.bound_model.get_submodule(name) for name in sites})
+            channels: dict[str, set[int]] = {}
+            for member in (m for members in self._sites.values() for m in members):
+                channels.setdefault(_caller(member), set()).add(self._channels_of(member))
+            modules = {name: self.bound_model.get_submodule(name) for name in channels}
+            return OutputGradients(modules, channels)
         signs = None if self.order == 1 else self._unit_signs if self.variant == "gate" else self._element_signs
         parameters = self.parameters
         if self.variant == "gate":
@@ -131,7 +134,7 @@ class TaylorPruner(GroupPruner):
         self._collector.active = self._due_within(self.training_steps)
 
     def _scores(self) -> dict[str, Tensor]:
-        if self._collector.moments.count == 0:
+        if self._collector.moments.count == 0 and (self.variant != "activation" or self._step == 0):
             raise PruningError(
                 "TaylorPruner saw no minibatch with finite gradients; the training must call optimizer.step()"
             )
@@ -149,17 +152,23 @@ class TaylorPruner(GroupPruner):
         elif self.variant == "gate":
             score = importance.get(group.name)
         else:
-            layers = [
-                member_sums(importance[m.module] / importance[m.module].norm().clamp_min(1e-30), m)
-                for m in {m.module: m for m in self._sites[group.name] if m.dim == 0}.values()
-                if m.module in importance and importance[m.module].dim() == 1
-            ]
+            sites = {  # one for each module, of which it has as many channels as its output
+                _caller(m): m
+                for m in self._sites[group.name]
+                if _caller(m) in importance and importance[_caller(m)].shape[0] == self._channels_of(m)
+            }
+            layers = [_unit_sums(importance[name], m) for name, m in sites.items()]
             score = torch.stack(layers).mean(0) if layers else None
         if score is None:
-            raise PruningError(
-                f"{group.name}: no gradient reached it (variant {self.variant!r}); does training use it?"
-            )
+            why = "no gradient reached it"
+            if self.variant == "activation":
+                why = "no gradient of it was seen, as a channel of a module's output"
+            more = "" if self.variant == "weight" else "use variant='weight', or "
+            raise PruningError(f"{group.name}: {why} (variant {self.variant!r}); {more}exclude it")
         return score
+
+    def _channels_of(self, member: Member) -> int:
+        return self.graph.shapes[member.name][member.dim]
 
     def _gate_sums(self, products: dict[str, Tensor]) -> dict[str, Tensor]:
         """Signed sums of the products over each unit's gate sites, divided by the number of sites."""
@@ -189,6 +198,17 @@ class TaylorPruner(GroupPruner):
 
     def _signs(self, shape: Any) -> Tensor:
         return torch.randint(0, 2, tuple(shape), generator=self._generator).float().mul_(2).sub_(1)
+
+
+def _caller(member: Member) -> str:
+    """The module whose output a member makes: a parametrized weight is a module of its own, which gives the weight."""
+    return f".{member.module}".partition(".parametrizations.")[0][1:]
+
+
+def _unit_sums(channels: Tensor, member: Member) -> Tensor:
+    """Sums over each unit's channels, float64 [size], of values that are normalised over all."""
+    share = (channels / channels.norm().clamp_min(1e-30)).double()
+    return share[torch.as_tensor(member.indices, device=share.device)].sum(1)
 
 
 def _is_norm(module: nn.Module) -> bool:

@@ -149,6 +149,38 @@ def test_activation_variant_averages_over_examples_and_normalises_per_layer(digi
     assert np.argsort(pruner.scores["0"].numpy()).tolist() == order.tolist()
 
 
+class Kinds(nn.Module):
+    """Layers whose output has its channels in a place of its own."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.up = nn.ConvTranspose2d(1, 12, 3, bias=False)
+        self.normed = nn.utils.parametrizations.weight_norm(nn.Conv2d(12, 10, 3))
+        self.two, self.fc = nn.Bilinear(10, 10, 14), nn.Linear(14, 10)
+
+    def forward(self, x):
+        x = self.normed(self.up(x).relu()).relu().mean((2, 3))
+        return self.fc(self.two(x, x).relu())
+
+
+def test_activation_variant_finds_the_channels_of_any_layer(digits, make_evaluator):
+    kinds = [{"op_types": ["ConvTranspose2d", "ParametrizedConv2d", "Bilinear"], "sparse_ratio": 0.5}]
+    net = Kinds()
+    reference, expected = copy.deepcopy(net).train(), {}
+    for name in ("up", "normed", "two"):
+        reference.get_submodule(name).register_forward_hook(lambda m, i, o, n=name: expected.update({n: o}))
+    loss = loss_of(reference, next(iter(batches(digits, 1))))
+    gradients = torch.autograd.grad(loss, list(expected.values()))
+    pruner = TaylorPruner(net, kinds, make_evaluator(net), 1, variant="activation")
+    pruner.compress()
+    assert len(pruner.scores) == 3
+    for gradient, (name, output) in zip(gradients, expected.items(), strict=True):
+        own = (gradient * output).flatten(2).mean(2) if output.dim() > 2 else gradient * output
+        score = next(s for n, s in pruner.scores.items() if n.startswith(name))
+        assert torch.allclose(score, (own.abs().mean(0) / own.abs().mean(0).norm()).double(), rtol=1e-4)
+
+
 def test_gradient_accumulation_counts_as_one_minibatch():
     from nni_plugins.pruners.gradients import WeightGradients
 
@@ -227,6 +259,26 @@ def test_too_short_a_training_still_gives_masks(make_evaluator, caplog):
     assert "ended after 3 of 10 steps" in caplog.text
 
 
+class Steps(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.cell, self.fc = nn.GRUCell(8, 6), nn.Linear(6, 10)
+
+    def forward(self, x):
+        return self.fc(self.cell(x.flatten(1)[:, :8]))
+
+
+class Attending(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(8, 8) for _ in range(3))
+        self.fc = nn.Linear(8, 10)
+
+    def forward(self, x):
+        x = nn.functional.scaled_dot_product_attention(self.query(x), self.key(x), self.value(x))
+        return self.fc(x.mean((1, 2)))
+
+
 def test_what_it_cannot_do_is_said_in_one_line(make_evaluator):
     net = small()
     for kwargs, message in (
@@ -243,6 +295,14 @@ def test_what_it_cannot_do_is_said_in_one_line(make_evaluator):
             TaylorPruner(net, CONFIG, make_evaluator(net), **kwargs)
     with pytest.raises(PruningError, match="needs an evaluator"):
         TaylorPruner(net, CONFIG, None, dummy_input=torch.randn(1, 1, 8, 8))
+    cells = Steps()
+    with pytest.raises(PruningError, match=r"cell: no gradient of it was seen.*use variant='weight'"):
+        TaylorPruner(cells, [{"op_types": ["GRUCell"], "sparse_ratio": 0.5}], make_evaluator(cells), 1,
+                     variant="activation").compress()  # fmt: skip
+    attending = Attending()
+    with pytest.raises(PruningError, match=r"order=2 needs second derivatives.*use order=1, or train under.*MATH"):
+        TaylorPruner(attending, [{"op_types": ["Linear"], "sparse_ratio": 0.5}], make_evaluator(attending), 1,
+                     order=2).compress()  # fmt: skip
     bare = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4, affine=False), nn.ReLU(), nn.Conv2d(4, 4, 3))
     with pytest.raises(PruningError, match="its norm has no scale"):
         TaylorPruner(bare, CONFIG, make_evaluator(bare), variant="gate")
