@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +66,8 @@ def export_openvino(
     weights, part = path.with_suffix(".bin"), path.with_name(f"{path.stem}.part.xml")
     model = model.cpu().eval()
     try:
-        converted = openvino.convert_model(str(onnx_file))
+        with _own_log_level():
+            converted = openvino.convert_model(str(onnx_file))
         converted.set_rt_info(json.dumps(metadata or {}, default=str), METADATA)
         openvino.save_model(converted, str(part), compress_to_fp16=False)
         compiled = compiled_of(part)
@@ -96,6 +99,17 @@ def export_openvino(
         bytes=path.stat().st_size + weights.stat().st_size,
         metadata=dict(metadata or {}),
     )
+
+
+@contextlib.contextmanager
+def _own_log_level() -> Iterator[None]:
+    """OpenVINO sets the level of everybody's root logger, and leaves it so where it cannot convert."""
+    root = logging.getLogger()
+    before = root.level
+    try:
+        yield
+    finally:
+        root.setLevel(before)
 
 
 def compiled_of(path: str | Path, threads: int = 1) -> Any:

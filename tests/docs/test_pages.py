@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from nni_plugins.channels.rules.registry import RULES, _found
 from tests.docs.given import FASTER, FRESH, LINKED, Fresh, given
 from tests.docs.pages import PAGES, ROOT, Block, blocks, name_of
 
@@ -82,10 +83,13 @@ def _missing(block: Block) -> str:
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Page]]:
-    threads = torch.get_num_threads()
+    threads, rules = torch.get_num_threads(), dict(RULES)
     torch.set_num_threads(1)
     yield {}
     torch.set_num_threads(threads)
+    RULES.clear()  # what a page registered goes, and what was found by it
+    RULES.update(rules)
+    _found.clear()
 
 
 @pytest.mark.parametrize(("name", "number"), CASES)
