@@ -196,7 +196,8 @@ def describe(trial: Trial) -> str:
     if trial.status == "FAILED":
         return f"failed: {trial.reason}"
     if trial.default is None:
-        return trial.status.lower().replace("_", " ")
+        word = trial.status.lower().replace("_", " ")
+        return f"{word}: {trial.reason}" if trial.reason else word
     metrics = trial.metrics
     parts = [f"default {trial.default:.4f}"]
     if "accuracy" in metrics:

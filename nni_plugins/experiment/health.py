@@ -89,11 +89,13 @@ def _cut_off(trial: Trial, limit: float | None) -> str:
 
 
 def bad_metrics(experiment: Path) -> dict[str, str]:
-    """Trials that reported what is not a number, such as NaN, and why that did not count."""
+    """Trials that reported what is not a number, such as NaN or a tensor, and why that did not count."""
     found = {}
     for event in events(experiment):
         if event["kind"] == "bad metric":
-            found[str(event.get("trial"))] = "it reported NaN or infinity, which NNI cannot keep"
+            found[str(event.get("trial"))] = str(
+                event.get("why") or "it reported NaN or infinity, which NNI cannot keep"
+            )
     return found
 
 

@@ -79,7 +79,8 @@ class Trial:
         if self.status in ("USER_CANCELED", "SYS_CANCELED") and self.folder is not None:
             return str((read_json(self.folder / FAILURE) or {}).get("reason", ""))
         if self.status == "SUCCEEDED" and not self.metrics:
-            return "it ended without a final result"
+            known = read_json(self.folder / FAILURE) if self.folder is not None else None
+            return str((known or {}).get("reason") or "it ended without a final result")
         return ""
 
     def to_dict(self) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def work(output, parameters):
         signal.signal(signal.SIGINT, lambda *_: sys.exit(3))
     if fault in ("slow", "own end"):
         time.sleep(600)
-    nni.report_final_result(float("nan") if fault == "nan" else 1.0)
+    nni.report_final_result({"nan": float("nan"), "text": "high"}.get(fault, 1.0))
 
 sys.exit(as_trial(work))
 """
@@ -100,6 +100,10 @@ def test_a_trial_that_fails_fails_alone_and_says_why(
         "killed": ("FAILED", "it was killed by SIGKILL; the machine may be out of memory"),
         "silent": ("SUCCEEDED", "it ended without a final result"),
         "nan": ("SUCCEEDED", "it reported NaN or infinity, which NNI cannot keep"),
+        "text": (
+            "SUCCEEDED",
+            'it reported "high"; a result must be a number, or a dictionary with a number as "default"',
+        ),
         "slow": ("EARLY_STOPPED", "over the time limit (maxTrialDuration: 12 s)"),
         "own end": ("EARLY_STOPPED", "over the time limit (maxTrialDuration: 12 s)"),
     }
@@ -112,7 +116,7 @@ def test_a_trial_that_fails_fails_alone_and_says_why(
     assert "Traceback" not in answer.stderr
     (entry,) = nni_home.managers()
     told = status(nni_home, entry["id"])
-    assert told["exhausted"] == "its tuner tried all there is in its search space: 8 of 11 trials"
+    assert told["exhausted"] == "its tuner tried all there is in its search space: 9 of 12 trials"
     assert told["exhausted"].removeprefix("its") in answer.stderr  # and NNI by itself waits for ever
     assert told["resume"] == ""
     found = {trial["parameters"]["fault"]: trial for trial in told["trials"]}

@@ -300,3 +300,35 @@ def test_what_nni_runs_on_a_machine_works_in_its_users_shell(shell: str) -> None
     })();
     """
     assert run(script, shutil.which(shell) or "") == "/my 'own' bin:/usr/bin:/bin"
+
+
+def test_a_result_that_is_no_number_does_not_reach_a_tuner_that_dies_of_it() -> None:
+    script = """
+    const { NNIManager } = require('core/nnimanager');
+    const passed = [];
+    (async () => {
+      for (const [tuner, assessor, type, value] of JSON.parse(process.argv[process.argv.length - 1])) {
+        const received = [];
+        const manager = Object.create(NNIManager.prototype);
+        Object.assign(manager, { experimentProfile: { params: { tuner, assessor } }, trialJobs: new Map([['t', {}]]) });
+        manager.log = { debug() {}, info() {}, warning() {}, error() {} };
+        manager.dataStore = { storeMetricData: async (_id, data) => received.push(data) };
+        manager.dispatcher = { sendCommand() {} };
+        await manager.onTrialJobMetrics({ id: 't', data: JSON.stringify({ type, value: JSON.stringify(value) }) });
+        passed.push(received.length);
+      }
+      console.log(JSON.stringify(passed));
+      process.exit(0);
+    })();
+    """
+    tpe, custom = {"name": "TPE"}, {"className": "mine.Tuner"}
+    cases: list[tuple[Any, Any, str, Any, int]] = [
+        (tpe, None, "FINAL", 0.5, 1),
+        (tpe, None, "FINAL", {"default": 1, "more": "text"}, 1),
+        (tpe, None, "FINAL", {"default": "x"}, 0),
+        (tpe, None, "FINAL", {"__nni_obj__": "gAWV"}, 0),
+        (custom, None, "FINAL", [1, 2], 1),
+        (tpe, None, "PERIODICAL", "text", 1),
+        (tpe, {"name": "Medianstop"}, "PERIODICAL", "text", 0),
+    ]
+    assert run(script, json.dumps([case[:4] for case in cases])) == [case[4] for case in cases]

@@ -1,6 +1,6 @@
 // What ends or stalls NNI's manager without a word: a tuner that is slow to start or dies, or that is of a killed
-// manager, a database that another process reads, files that stay open, a trial that is killed or reports a metric that
-// is not JSON.
+// manager, a database that another process reads, files that stay open, a trial that is killed or reports what is no
+// number.
 'use strict';
 
 const crypto = require('crypto');
@@ -9,7 +9,30 @@ const path = require('path');
 
 const TUNER_SECONDS = 180; // NNI: 10, which a busy machine does not keep
 const DATABASE_SECONDS = 60; // NNI: 1, and then the experiment ends
+const NUMBERS = /^(TPE|Random|Anneal|Evolution|Batch(Tuner)?|GridSearch|SMAC|Metis(Tuner)?|GP(Tuner)?|PBT(Tuner)?|DNGO(Tuner)?|Hyperband|BOHB)$/i;
 const OVER = ['ERROR', 'STOPPING', 'STOPPED'];
+
+// Why a result cannot be used. NNI's own tuners die of one that is no number, now and in every resume.
+function refused(data, finalIsNumber, everyIsNumber) {
+    let metric, value;
+    try {
+        metric = JSON.parse(data);
+        value = JSON.parse(metric.value);
+    } catch (error) {
+        return 'it reported NaN or infinity, which NNI cannot keep';
+    }
+    const asked = metric.type === 'FINAL' ? finalIsNumber : everyIsNumber;
+    const number = value !== null && typeof value === 'object' && !Array.isArray(value) && 'default' in value
+        ? value.default : value;
+    if (!asked || typeof number === 'number' || typeof number === 'boolean') {
+        return '';
+    }
+    const object = value !== null && typeof value === 'object';
+    const said = object && ('__nni_obj__' in value || '__ndarray__' in value) ? 'a tensor or another object'
+        : object && !Array.isArray(value) && !('default' in value) ? 'a dictionary without "default"'
+        : JSON.stringify(number).slice(0, 40);
+    return `it reported ${said}; a result must be a number, or a dictionary with a number as "default"`;
+}
 
 module.exports = ({ note }) => {
     let tuner = null;
@@ -80,10 +103,10 @@ module.exports = ({ note }) => {
         };
         const onMetrics = NNIManager.prototype.onTrialJobMetrics;
         NNIManager.prototype.onTrialJobMetrics = async function (metric) {
-            try {
-                JSON.parse(JSON.parse(metric.data).value);
-            } catch (error) {
-                note({ kind: 'bad metric', trial: metric.id, metric: String(metric.data).slice(0, 300) });
+            const { tuner, assessor } = this.experimentProfile?.params ?? {};
+            const why = refused(String(metric.data), NUMBERS.test(tuner?.name ?? ''), Boolean(assessor));
+            if (why) {
+                note({ kind: 'bad metric', trial: metric.id, metric: String(metric.data).slice(0, 300), why });
                 return undefined; // NNI ends the whole experiment for a NaN
             }
             return onMetrics.call(this, metric);
