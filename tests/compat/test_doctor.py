@@ -10,14 +10,12 @@ from collections import namedtuple
 import pytest
 
 from nni_plugins.compat import doctor, patches
+from tests.end_to_end.ports import free_ports
 
 
 @pytest.fixture
 def setting(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    return doctor.Setting(tmp_path / "experiments", port)
+    return doctor.Setting(tmp_path / "experiments", free_ports())
 
 
 def test_all_is_well_here(setting):

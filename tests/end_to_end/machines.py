@@ -9,11 +9,14 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
+
+from tests.end_to_end.ports import free_ports
 
 SSHD = shutil.which("sshd", path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"]))
 
@@ -44,7 +47,7 @@ class Daemon:
         assert SSHD is not None
         log = str(self.folder / "sshd.log")
         self.process = subprocess.Popen([SSHD, "-D", "-f", str(self.folder / "sshd_config"), "-E", log])
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             try:
                 socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
@@ -64,8 +67,9 @@ class Daemon:
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
         for session in sessions:
-            if "sshd" in session.name():
-                session.kill()
+            with suppress(psutil.NoSuchProcess):
+                if "sshd" in session.name():
+                    session.kill()
         self.process = None
 
     def freeze(self) -> None:
@@ -87,7 +91,8 @@ class Daemon:
         for process in psutil.process_iter(["cmdline"]):
             words = process.info["cmdline"] or []
             if any(str(self.home) in word for word in words):
-                process.kill()
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
 
     def entry(self) -> dict[str, Any]:
         """It as an entry of ``machineList``."""
@@ -109,9 +114,7 @@ def make_daemon(folder: Path, known_hosts: Path, environment: dict[str, str] | N
         command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "test", "-f", str(folder / name)]
         subprocess.run(command, check=True)
     (folder / "user_key.pub").rename(folder / "authorized_keys")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    port = free_ports()
     variables = {"HOME": str(home), "OMP_NUM_THREADS": "1", **(environment or {})}
     pairs = " ".join(f'{name}="{value}"' for name, value in variables.items())
     lines = [

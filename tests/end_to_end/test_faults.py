@@ -67,7 +67,7 @@ def status(nni_home: Any, experiment: str) -> dict[str, Any]:
     return json.loads(nni_home.run("nni-plugins", "status", experiment, "--json").stdout)
 
 
-def until(happens: Callable[[], Any], seconds: float = 120) -> Any:
+def until(happens: Callable[[], Any], seconds: float = 300) -> Any:
     """What `happens` returns once it is true; NNI's server may not be there yet."""
     deadline = time.monotonic() + seconds
     while True:
@@ -104,10 +104,10 @@ def test_a_trial_that_fails_fails_alone_and_says_why(
             "SUCCEEDED",
             'it reported "high"; a result must be a number, or a dictionary with a number as "default"',
         ),
-        "slow": ("EARLY_STOPPED", "over the time limit (maxTrialDuration: 12 s)"),
-        "own end": ("EARLY_STOPPED", "over the time limit (maxTrialDuration: 12 s)"),
+        "slow": ("EARLY_STOPPED", "over the time limit (maxTrialDuration: 20 s)"),
+        "own end": ("EARLY_STOPPED", "over the time limit (maxTrialDuration: 20 s)"),
     }
-    folder = script(write_experiment, FAULTY, maxTrialNumber=len(expected) + 3, maxTrialDuration="12s")
+    folder = script(write_experiment, FAULTY, maxTrialNumber=len(expected) + 3, maxTrialDuration="20s")
     settings = yaml.safe_load((folder / "config.yml").read_text(encoding="utf-8"))
     settings["searchSpace"] = {"fault": {"_type": "choice", "_value": list(expected)}}
     settings["tuner"] = {"name": "GridSearch"}
@@ -146,7 +146,7 @@ def test_a_killed_manager_is_resumed_and_nothing_is_lost(
     until(some_ended_and_some_run)
     (entry,) = nni_home.managers()
     os.kill(entry["pid"], signal.SIGKILL)
-    _, errors = command.communicate(timeout=120)
+    _, errors = command.communicate(timeout=300)
     assert command.returncode == 1
     assert f"the manager of experiment {entry['id']} is gone" in errors
     assert f"nni-plugins run --resume {entry['id']}" in errors
@@ -198,15 +198,15 @@ def test_a_tuner_that_raises_stops_the_experiment_and_resume_goes_on(
     settings = yaml.safe_load((folder / "config.yml").read_text(encoding="utf-8"))
     settings["tuner"] = {"codeDirectory": str(nni_home.home), "className": "fragile.Fragile"}
     (folder / "config.yml").write_text(yaml.safe_dump(settings), encoding="utf-8")
-    begun = time.monotonic()
     answer = nni_home.run("nni-plugins", "run", str(folder), "--port", str(port), check=False)
+    over = time.time()
     assert answer.returncode == 1
-    assert time.monotonic() - begun < 90  # not the two minutes of an experiment that stands still
     assert "the tuner died: ValueError: the surrogate is singular" in answer.stderr
     (entry,) = nni_home.managers()
     told = status(nni_home, entry["id"])
     assert told["problem"] == "the tuner died: ValueError: the surrogate is singular"
     assert sum(trial["status"] == "SUCCEEDED" for trial in told["trials"]) >= 1
+    assert over - max(trial["ended"] for trial in told["trials"]) < 100  # not the two minutes of one that stands still
     mended.touch()
     nni_home.run("nni-plugins", "run", "--resume", entry["id"], "--port", str(port), check=False)
     assert [one["status"] for one in status(nni_home, entry["id"])["trials"]] == ["SUCCEEDED"] * 4
@@ -226,7 +226,7 @@ def test_two_experiments_at_once_and_a_database_that_somebody_reads(
     database.rollback()
     database.close()
     for command in commands:
-        command.communicate(timeout=180)
+        command.communicate(timeout=400)
     entries = nni_home.managers()
     assert len({entry["id"] for entry in entries}) == 2
     for entry in entries:
@@ -267,7 +267,7 @@ def test_a_full_disk_stops_the_experiment_and_resume_goes_on(
     until(lambda: any(job["status"] == "SUCCEEDED" for job in nni_home.get(port, "trial-jobs")))
     filler = small_disk / "filler"
     fill(filler)
-    _, errors = command.communicate(timeout=180)
+    _, errors = command.communicate(timeout=400)
     assert command.returncode == 1
     assert f"the disk of {small_disk}" in errors
     assert "Traceback" not in errors

@@ -42,7 +42,7 @@ import nni_plugins, nni
 nni.get_next_parameter()
 here = Path(os.environ["NNI_OUTPUT_DIR"])
 (here / "started").touch()
-deadline = time.time() + 60
+deadline = time.time() + 300
 together = False
 while not together and time.time() < deadline and "ALONE" not in os.environ:
     together = len(list(here.parent.glob("*/started"))) == 2
@@ -91,10 +91,14 @@ def test_a_trial_waits_for_a_busy_gpu_says_so_and_gets_the_whole_machine(
         return json.loads(nni_home.run("nni-plugins", "status", "--json").stdout)["waiting"]
 
     reason = until(waiting)
-    assert reason == ("this machine: 1 of 2 GPUs are busy with other programs (useActiveGpu: true would share them)")
-    (gpus / "busy1").unlink()
-    output, errors = command.communicate(timeout=120)
-    assert f"waiting: {reason}" in " ".join((output + errors).split())
+    assert command.stderr is not None
+    told = ""
+    for line in command.stderr:
+        told += line
+        if "waiting:" in told:  # it looks once a second
+            (gpus / "busy1").unlink(missing_ok=True)
+    output, _ = command.communicate(timeout=300)
+    assert f"waiting: {reason}" in " ".join((output + told).split())
     (entry,) = nni_home.managers()
     (trial,) = status(nni_home, entry["id"])["trials"]
     assert trial["metrics"]["gpus"] == "0,1"  # NNI by itself refuses a trial that asks for all GPUs

@@ -58,7 +58,7 @@ def test_experiment_runs_to_done_and_its_results_are_in_nni(
     assert sum("dense epoch 2/2" in log for log in logs) == 1
 
     # a bare nnictl listens on every address, without a password; `nni-plugins run` does not
-    assert requests.get(f"http://127.0.0.2:{port}/api/v1/nni/check-status", timeout=5).ok
+    assert requests.get(f"http://127.0.0.2:{port}/api/v1/nni/check-status", timeout=60).ok
     status = json.loads(nni_home.run("nni-plugins", "status", "--json").stdout)
     assert (status["id"], status["status"], status["port"]) == (experiment, "DONE", port)
 
@@ -102,7 +102,7 @@ def test_trials_that_start_together_keep_their_own_parameters(
         encoding="utf-8",
     )
     nni_home.create(folder / "config.yml", port)
-    nni_home.wait(port, timeout=90)  # without the remedy the tuner dies, and the experiment never ends
+    nni_home.wait(port)  # without the remedy the tuner dies, and the experiment never ends
     for job in nni_home.get(port, "trial-jobs"):
         shown = json.loads(job["hyperParameters"][-1])["parameters"]["prune.sparsity"]
         assert json.loads(json.loads(job["finalMetricData"][0]["data"]))["default"] == shown
@@ -146,7 +146,7 @@ def test_status_says_that_the_tuner_of_a_bare_nnictl_died(
     )
     folder = write_experiment(tuner={"codeDirectory": str(nni_home.home), "className": "broken.Broken"})
     nni_home.run("nnictl", "create", "--config", str(folder / "config.yml"), "--port", str(port))
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     problem = ""
     while not problem and time.monotonic() < deadline:
         time.sleep(0.5)

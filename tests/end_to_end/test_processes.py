@@ -109,7 +109,7 @@ def test_the_process_that_fails_first_says_why(tmp_path: Path, bad: str) -> None
         env={**inherited, "BAD": bad, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     failure = tmp_path / "outputs" / "trial" / "failure.json"
     if not bad:  # with a last batch of three, of which one process alone would get one: too few for a batch norm
@@ -155,7 +155,7 @@ def test_a_latency_budget_is_corrected_by_one_clock(tmp_path: Path) -> None:
     (tmp_path / "clocks.py").write_text(CLOCKS, encoding="utf-8")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "clocks.py"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    answer = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100)
+    answer = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert answer.returncode == 0, answer.stderr
     made = [json.loads((tmp_path / f"{rank}.json").read_text(encoding="utf-8")) for rank in (0, 1)]
     assert made[0] == made[1]
@@ -203,19 +203,19 @@ def test_two_processes_that_are_killed_go_on_as_if_undisturbed(
     os.kill(entry["pid"], signal.SIGKILL)
     undisturbed = subprocess.Popen([*torchrun, *trial], cwd=folder, env=nni_home.environment, text=True)
     nni_home.started.append(undisturbed)
-    assert command.wait(timeout=120) == 1
+    assert command.wait(timeout=300) == 1
     again = nni_home.start("nni-plugins", "run", "--resume", entry["id"], "--port", str(port))
     after = until(lambda: (found := processes_of(entry["id"])).keys() == {"0", "1"} and found)
     assert not {one.pid for one in before.values()} & {one.pid for one in after.values()}
     assert not any(one.is_running() for one in before.values())  # before they write
     assert any("trial 1/1" in line for line in again.stderr), again.stdout.read()
     again.send_signal(signal.SIGINT)  # no report
-    again.communicate(timeout=60)
+    again.communicate(timeout=300)
 
     with closing(sqlite3.connect(nni_home.experiments / entry["id"] / "db" / "nni.sqlite")) as database:
         ((epochs,),) = database.execute("select count(*) from MetricData where type = 'PERIODICAL'")
     assert EPOCHS - 1 <= epochs <= EPOCHS + 1  # it went on where it was
-    assert undisturbed.wait(timeout=120) == 0
+    assert undisturbed.wait(timeout=300) == 0
     (own,) = (nni_home.experiments / entry["id"]).glob("environments/*/trials/*")
     folders = own, folder / "outputs" / "trial"
     files = [load_file(one / "compact.safetensors") for one in folders]

@@ -81,7 +81,7 @@ def test_a_machine_that_is_lost_costs_its_running_trial_and_no_more(
     command = nni_home.start(
         "nni-plugins", "run", str(folder), "--port", str(port), "--output", str(tmp_path / "report"), "--json"
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     running: list[Any] = []
     while time.monotonic() < deadline:
         try:
@@ -94,7 +94,7 @@ def test_a_machine_that_is_lost_costs_its_running_trial_and_no_more(
         time.sleep(0.3)
     (lost,) = running
     machines[0].kill()
-    output, errors = command.communicate(timeout=180)
+    output, errors = command.communicate(timeout=400)
     assert command.returncode == 0, errors
     findings = json.loads(output)
     by_id = {one["id"]: one for one in findings["candidates"]}
@@ -177,7 +177,7 @@ def test_amc_runs_over_two_machines(
 
 def left_running(machines: list[Daemon]) -> Iterator[psutil.Process]:
     """Processes of NNI's on the machines, after a while in which they may end."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while True:
         found = [
             process

@@ -30,7 +30,7 @@ import nni
 signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell's background processes do
 parameters = nni.get_next_parameter()
 with open(os.path.join(os.environ["NNI_OUTPUT_DIR"], "beats"), "a") as file:
-    for _ in range(40):
+    for _ in range(1200 if os.path.exists("hold") else 40):
         print(os.getpid(), file=file, flush=True)
         time.sleep(0.1)
 nni.report_final_result(parameters["x"])
@@ -55,7 +55,11 @@ def beats(experiment: Path) -> dict[str, list[int]]:
 
 
 def killed(nni_home: Any, port: int, folder: Path, also_heir: bool) -> tuple[str, list[psutil.Process]]:
-    """Run it until its trials write, and kill its manager; returns its id and the processes of its trials."""
+    """Run it until its trials write, and kill its manager; returns its id and the processes of its trials.
+
+    They go on for two minutes unless somebody ends them, and those that are started later for four seconds.
+    """
+    (folder / "hold").touch()
     command = nni_home.start("nni-plugins", "run", str(folder), "--port", str(port))
     until(lambda: len(beats(nni_home.experiments / nni_home.get(port, "experiment")["id"])) == 2)
     (entry,) = nni_home.managers()
@@ -69,7 +73,8 @@ def killed(nni_home: Any, port: int, folder: Path, also_heir: bool) -> tuple[str
         heirs[0].kill()
         time.sleep(0.5)  # the manager does not notice before it starts its next trial
     os.kill(entry["pid"], signal.SIGKILL)
-    command.communicate(timeout=120)
+    command.communicate(timeout=300)
+    (folder / "hold").unlink()
     return entry["id"], hearts
 
 
@@ -84,17 +89,17 @@ def test_a_trial_of_any_command_ends_with_a_killed_manager_and_nnictl_beside_us_
     nni_home: Any, port: int, foreign: Path
 ) -> None:
     experiment, hearts = killed(nni_home, port, foreign, also_heir=False)
-    _, alive = psutil.wait_procs(hearts, timeout=20)
+    _, alive = psutil.wait_procs(hearts, timeout=60)
     assert alive == []
     ours = nni_home.start("nni-plugins", "run", "--resume", experiment, "--port", str(port))
     theirs = nni_home.start("nnictl", "resume", experiment, "--port", str(port + 4))
-    said = theirs.communicate(timeout=120)[0]
-    if theirs.returncode == 0 and "Failed" not in said and manager_of(experiment) is not None and ours.poll() == 1:
-        assert "goes on with it" in ours.communicate()[1]
+    theirs.communicate(timeout=300)
+    errors = ours.communicate(timeout=400)[1]  # once the experiment is over, or at once
+    if manager_of(experiment) is not None:  # theirs
+        assert ours.returncode == 1
+        assert "goes on with it" in errors or "is being resumed by another process" in errors or "still runs" in errors
         nni_home.wait(port + 4)
         nni_home.run("nnictl", "stop", experiment)
-    else:
-        ours.communicate(timeout=180)
     assert [one["status"] for one in status(nni_home, experiment)["trials"]] == ["SUCCEEDED"] * 3
     assert one_writer_each(nni_home.experiments / experiment)
 
@@ -105,7 +110,7 @@ def test_of_two_that_resume_at_once_one_wins_and_ends_what_was_left(nni_home: An
     both = [
         nni_home.start("nni-plugins", "run", "--resume", experiment, "--port", str(port + shift)) for shift in (0, 4)
     ]
-    errors = [one.communicate(timeout=180)[1] for one in both]
+    errors = [one.communicate(timeout=400)[1] for one in both]
     assert sorted(one.returncode for one in both) in ([0, 1], [1, 1])  # a foreign trial leaves no model to report on
     lost = [text for text in errors if "is being resumed by another process" in text or "still runs on port" in text]
     assert len(lost) == 1

@@ -53,7 +53,7 @@ def test_ctrl_c_stops_and_nnictl_resumes(
 ) -> None:
     folder = write_experiment(maxTrialNumber=4, trialConcurrency=1)
     command = nni_home.start("nni-plugins", "run", str(folder), "--port", str(port))
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         try:
             jobs = nni_home.get(port, "trial-jobs")
@@ -63,17 +63,17 @@ def test_ctrl_c_stops_and_nnictl_resumes(
             break
         time.sleep(0.3)
     with pytest.raises(requests.ConnectionError):  # it has no password: from this machine only
-        requests.get(f"http://127.0.0.2:{port}/api/v1/nni/check-status", timeout=5)
+        requests.get(f"http://127.0.0.2:{port}/api/v1/nni/check-status", timeout=60)
     (entry,) = nni_home.managers()
     trials = [child for child in psutil.Process(entry["pid"]).children(recursive=True) if "node" not in child.name()]
     command.send_signal(signal.SIGINT)
-    _, errors = command.communicate(timeout=90)
+    _, errors = command.communicate(timeout=300)
     assert command.returncode == 130
     experiment = entry["id"]
     assert f"nni-plugins run --resume {experiment}" in errors
     assert "Traceback" not in errors
     assert not psutil.pid_exists(entry["pid"])
-    _, left = psutil.wait_procs(trials, timeout=5)  # what ends the trials ends after them
+    _, left = psutil.wait_procs(trials, timeout=120)  # what ends the trials ends after them
     assert not left
     assert nni_home.managers()[0]["status"] == "STOPPED"
     stopped = json.loads(nni_home.run("nni-plugins", "status", experiment, "--json").stdout)

@@ -8,11 +8,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+
+from nni_plugins.search.journal import Journal
 
 TRIALS = 9
 GROUPS = ("layer1", "layer2.0.conv1", "layer2.0.conv2", "layer3")
@@ -23,13 +26,6 @@ sparsity = [value for value in values.values()]
 time.sleep(1)
 accuracy = 1 - sum((s - 0.2 * i) ** 2 for i, s in enumerate(sparsity)) / 4
 nni.report_final_result({'default': accuracy, 'accuracy': accuracy, 'macs': 1 - sum(sparsity) / 4})
-"""
-PATIENT = """
-import sys
-from nni_plugins.experiment.launch import _patience
-from nni.tools.nnictl.nnictl import parse_args
-with _patience(None):  # nnictl as it is, but for the four seconds that it gives its server
-    parse_args()
 """
 RECIPE = {"model": {"name": "resnet8"}, "prune": {"target": "channels", "sparsity": 0.4}, "objective": {"macs": 0.5}}
 SPACE = {f"prune.groups.{name}": {"_type": "uniform", "_value": [0.0, 0.8]} for name in GROUPS}
@@ -53,7 +49,7 @@ def test_a_killed_manager_loses_nothing(
 ) -> None:
     nni_home.environment["NNI_CONFIG_DIR"] = str(tmp_path / "nni")
     code = "from nni_plugins.search.registration import register_all; register_all()"
-    subprocess.run([sys.executable, "-c", code], env=nni_home.environment, check=True, timeout=100)
+    subprocess.run([sys.executable, "-c", code], env=nni_home.environment, check=True, timeout=300)
     folder = write_experiment(
         SPACE,
         RECIPE,
@@ -67,9 +63,9 @@ def test_a_killed_manager_loses_nothing(
     manager = psutil.Process(nni_home.managers()[0]["pid"])
     others = manager.children(recursive=True)
     manager.kill()
-    psutil.wait_procs([manager], timeout=20)
+    psutil.wait_procs([manager], timeout=60)
     for process in others:  # trials that run on are not what this is about
-        if process.is_running():
+        with suppress(psutil.NoSuchProcess):
             process.kill()
 
     assert start(nni_home, port, "resume", experiment) == experiment
@@ -81,6 +77,8 @@ def test_a_killed_manager_loses_nothing(
     parameters = [json.loads(job["hyperParameters"][-1])["parameters"] for job in jobs]
     assert len({json.dumps(one, sort_keys=True) for one in parameters}) == TRIALS  # it did not begin again
 
+    (journal,) = (home / "checkpoint").glob("*.jsonl")
+    wait_for(lambda: len(Journal(journal).done()) == TRIALS)  # NNI is done a moment before its tuner
     tuner = reread(name, arguments, home, folder)
     done = tuner.journal.done()
     assert sorted(json.dumps(r.value, sort_keys=True) for r in done) == sorted(
@@ -88,13 +86,17 @@ def test_a_killed_manager_loses_nothing(
     )
     if name == "Optuna":
         front = {(one["accuracy"], one["macs"]) for one in results if not any(beats(two, one) for two in results)}
-        state = json.loads((home / "pareto.json").read_text(encoding="utf-8"))
-        assert state["finished"] == TRIALS
+        wait_for(lambda: pareto(home)["finished"] == TRIALS)
+        state = pareto(home)
         assert {(one["values"]["accuracy"], one["values"]["macs"]) for one in state["front"]} == front
     else:
         assert sorted(episode.reward for episode in tuner.memory) == sorted(one["default"] for one in results)
         assert (home / "checkpoint" / "amc.safetensors").is_file()
         assert all(tuner.environment.load([one[n] for n in tuner.environment.names]) <= 1.0001 for one in parameters)
+
+
+def pareto(home: Path) -> Any:
+    return json.loads((home / "pareto.json").read_text(encoding="utf-8"))
 
 
 def reread(name: str, arguments: dict[str, Any], home: Path, folder: Path) -> Any:
@@ -110,29 +112,12 @@ def reread(name: str, arguments: dict[str, Any], home: Path, folder: Path) -> An
 
 
 def start(nni_home: Any, port: int, *command: str) -> str:
-    """``nnictl create`` or ``resume``, again if need be: on a busy machine a tuner takes more than NNI's ten seconds."""
-    for attempt in range(5):
-        answer = subprocess.run(
-            [sys.executable, "-c", PATIENT, *command, "--port", str(port)],
-            env=nni_home.environment,
-            cwd=nni_home.home,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=180,
-        )
-        assert answer.returncode == 0, answer.stdout + answer.stderr
-        experiment = str(nni_home.get(port, "experiment")["id"])
-        before = finished(nni_home, port)
-        wait_for(lambda before=before: finished(nni_home, port) > before or status(nni_home, port) in ("ERROR", "DONE"))
-        if status(nni_home, port) != "ERROR":
-            return experiment
-        assert attempt < 4
-        assert "did not connect" in str(nni_home.get(port, "check-status")["errors"])
-        nni_home.run("nnictl", "stop", experiment)
-        if command[0] == "resume":  # NNI then forgets the trials that were cut off
-            pytest.skip("this machine is too busy: NNI gives a tuner ten seconds to start")
-    raise AssertionError(command)
+    """``nnictl create`` or ``resume``; returns the experiment's id once a further trial has ended."""
+    nni_home.run("nnictl", *command, "--port", str(port))
+    before = finished(nni_home, port)
+    wait_for(lambda: finished(nni_home, port) > before or status(nni_home, port) in ("ERROR", "DONE"))
+    assert status(nni_home, port) != "ERROR", nni_home.get(port, "check-status")
+    return str(nni_home.get(port, "experiment")["id"])
 
 
 def status(nni_home: Any, port: int) -> str:
@@ -147,7 +132,7 @@ def finished(nni_home: Any, port: int) -> int:
     return sum(job["status"] == "SUCCEEDED" for job in nni_home.get(port, "trial-jobs"))
 
 
-def wait_for(happens: Callable[[], bool], seconds: float = 120) -> None:
+def wait_for(happens: Callable[[], bool], seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while not happens():
         assert time.monotonic() < deadline, os.times()

@@ -14,6 +14,7 @@ import pytest
 from nni_plugins.experiment.errors import ExperimentError
 from nni_plugins.experiment.launch import check_port, find_config, interruptible, load_config, own_interpreter
 from nni_plugins.experiment.session import check_direction
+from tests.end_to_end.ports import free_ports
 
 CONFIG = """
 experimentName: small
@@ -90,9 +91,9 @@ def test_only_a_leading_python_is_replaced() -> None:
 
 def test_a_taken_port_is_named_and_a_free_one_passes() -> None:
     with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
+        port = free_ports()
+        server.bind(("127.0.0.1", port))
         server.listen()
-        port = server.getsockname()[1]
         with pytest.raises(ExperimentError, match=f"port {port} is taken by another program.*--port"):
             check_port(port)
     check_port(port)
