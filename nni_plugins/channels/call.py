@@ -327,6 +327,11 @@ class Call:
         else:
             self.trace.divisors.append((info, labels))
 
+    def multiple_of(self, labels: MaybeLabels, number: int) -> None:
+        """Say that the operator runs only where what is left of these is a multiple of ``number``."""
+        if labels is not None:
+            self.trace.multiples.append((labels, number, self.because(f"its kernel takes multiples of {number} only")))
+
     def costs(self, macs: int, *factors: MaybeLabels) -> None:
         """Note the multiply-accumulates of this call, which shrink with each of ``factors``."""
         arrays = tuple(f for f in factors if f is not None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import gcd, lcm
 
 import numpy as np
 
@@ -67,6 +68,8 @@ class ChannelGroup:
     kind
         What a unit is: 'heads' or 'head_dim' of attention, 'channels' of convolutions, 'hidden' units between linear
         layers, 'embedding' where a norm runs across the units (the width of a transformer).
+    multiple
+        How many units stay must be a multiple of this: a kernel takes no other numbers.
     """
 
     name: str
@@ -78,6 +81,7 @@ class ChannelGroup:
     classes: Array
     cause: Cause | None = None
     kind: str = "channels"
+    multiple: int = 1
 
     @property
     def producers(self) -> list[Member]:
@@ -118,6 +122,7 @@ def collect_groups(trace: Trace, solution: Solution, is_buffer: dict[str, bool])
         group = _make_group(dims, klass[starts], places, index[rows], solution, roles)
         if group is not None:
             groups.append(group)
+    _count_in_multiples(groups, trace, solution)
     _name(groups, trace)
     return groups
 
@@ -233,6 +238,18 @@ def _kind(members: list[Member], classes: Array, solution: Solution, roles: _Rol
     if any(roles.rank(member.name) > 2 for member in members if member.role in ("out", "in")):
         return "channels"
     return "embedding" if any(member.role == "scale" for member in members) else "hidden"
+
+
+def _count_in_multiples(groups: list[ChannelGroup], trace: Trace, solution: Solution) -> None:
+    """Say of what number the units that stay must be a multiple; where they all are that, none can go."""
+    for labels, number, cause in trace.multiples:
+        count = np.bincount(solution.classes[labels], minlength=len(solution))
+        for group in groups:
+            each = int(count[group.classes].max())
+            if each:
+                group.multiple = lcm(group.multiple, number // gcd(number, each))
+            if each and group.prunable and group.size <= group.multiple:
+                group.prunable, group.cause, group.reason = False, cause, str(cause)
 
 
 def _name(groups: list[ChannelGroup], trace: Trace) -> None:

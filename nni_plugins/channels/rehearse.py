@@ -96,6 +96,7 @@ def trial_plan(graph: ChannelGraph, *, inexact: bool) -> Plan:
     for index, group in enumerate(graph.groups):
         if group.prunable and (group.exact or inexact):
             lost = min(2, group.size - 1) + index % max(1, min(5, group.size // 4))
+            lost = min(-(-lost // group.multiple) * group.multiple, group.size - group.multiple)
             places = np.unique(np.linspace(0, group.size - 1, lost).round().astype(np.int64))
             kept[group.name] = np.delete(np.arange(group.size), places)
     return Plan(graph, kept)

@@ -55,7 +55,20 @@ def _need(condition: bool, message: str) -> None:
 def _same_shape(x: torch.Tensor) -> torch.Tensor:
     if 0 in x.stride():  # expanded: the result is not
         return _like(x, list(x.shape))
+    if not x.is_contiguous() and not _is_dense(x):  # every second of a row: the result is dense, in the same order
+        order = sorted(range(x.dim()), key=lambda d: -x.stride()[d])
+        return torch.empty_permuted(x.shape, order, dtype=x.dtype, device=x.device)
     return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device)
+
+
+def _is_dense(x: torch.Tensor) -> bool:
+    expected = 1
+    for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
+        if size != 1:
+            if stride != expected:
+                return False
+            expected *= size
+    return True
 
 
 def _like(x: torch.Tensor, shape: list[int]) -> torch.Tensor:
@@ -173,6 +186,16 @@ def bmm(a: torch.Tensor, b: torch.Tensor) -> Any:
         f"shapes {tuple(a.shape)} and {tuple(b.shape)} cannot be multiplied",
     )
     return a.new_empty(a.shape[0], a.shape[1], b.shape[2])
+
+
+@shape_of("_grouped_mm")
+def grouped_mm(a: torch.Tensor, b: torch.Tensor, offs: Any = None, bias: Any = None, out_dtype: Any = None) -> Any:
+    """Torch's own knows two types of numbers only."""
+    if a.dim() != 2 or b.dim() != 3 or offs is None:
+        return NotImplemented
+    _need(a.shape[1] == b.shape[1], f"shapes {tuple(a.shape)} and {tuple(b.shape)} cannot be multiplied")
+    _need(offs.shape == b.shape[:1], f"{b.shape[0]} matrices for {tuple(offs.shape)} groups of rows")
+    return a.new_empty(a.shape[0], b.shape[2], dtype=out_dtype or a.dtype)
 
 
 @shape_of("native_layer_norm")

@@ -79,6 +79,8 @@ class Trace:
         What is zero where a unit is masked, and divided by, with the labels of those units.
     unmasked
         ``(parameter, dimension)`` along which a parameter must not be masked, for that would make it 0/0.
+    multiples
+        Labels of which a kernel takes certain numbers only, and the number that theirs must be a multiple of.
     numbers
         By module, the numbers that its forward read from tensors, in order; None for those that no input decides.
     """
@@ -108,6 +110,7 @@ class Trace:
         self._written: dict[int, list[Info]] = {}
         self.divisors: list[tuple[Info, Array]] = []
         self.unmasked: set[tuple[str, int]] = set()
+        self.multiples: list[tuple[Array, int, Cause]] = []
         self.numbers: dict[str, list[float | None]] = {}
         self._names: dict[int, str] = {}
         self._buffers = {name for name, _ in model.named_buffers()}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from copy import copy
 from dataclasses import fields, is_dataclass
 from functools import cache
@@ -43,7 +43,7 @@ _META = torch.device("meta")
 _KEEPS_DEVICE = frozenset([torch.ops.aten._to_copy.default])
 _LOOKS = frozenset([torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default])
 #: Where nearly all the time of a run goes.
-_PRODUCTS = frozenset(f"aten.{name}" for name in "convolution mm addmm bmm baddbmm".split())
+_PRODUCTS = frozenset(f"aten.{name}" for name in "convolution mm addmm bmm baddbmm _grouped_mm".split())
 
 
 @cache
@@ -280,6 +280,18 @@ def _norms_of_nothing() -> Iterator[None]:
         torch_module.batch_norm = norm
 
 
+@contextmanager
+def _quiet_fakes() -> Iterator[None]:
+    """Let torch not log, with a traceback, each operator that its fake tensors cannot do: real data is tried next."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
 def run_recorded(
     model: nn.Module,
     dummy_input: Any,
@@ -335,6 +347,7 @@ def run_recorded(
         _norms_of_nothing(),
         all_flexible(model),
         functions_forget(model),
+        ExitStack() as quiet,
         _module_stack(model, on_module, on_span) as stack,
     ):
         drop_caches(model)
@@ -343,6 +356,7 @@ def run_recorded(
         if data == "none":
             args, kwargs = map_tensors(lambda t: t.detach().to(_META), (args, kwargs))
         elif data == "fake":
+            quiet.enter_context(_quiet_fakes())
             mode = FakeTensorMode(allow_non_fake_inputs=True)
             args, kwargs = map_tensors(mode.from_tensor, (args, kwargs))
         if on_input is not None:

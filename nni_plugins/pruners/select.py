@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import gcd
+from math import gcd, lcm
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -68,9 +68,12 @@ class Pool:
 
 
 def unit_multiple(group: ChannelGroup, round_to: int) -> int:
-    """Number of units whose channels are a multiple of ``round_to``: a unit may own several channels."""
+    """Number of units whose channels are a multiple of ``round_to``, and as many as a kernel takes.
+
+    A unit may own several channels.
+    """
     repeat = next((member.indices.shape[1] for member in group.members if member.role == "out"), 1)
-    return round_to // gcd(round_to, max(repeat, 1))
+    return lcm(round_to // gcd(round_to, max(repeat, 1)), group.multiple)
 
 
 class _PoolSearch:

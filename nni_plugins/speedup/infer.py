@@ -91,7 +91,7 @@ class MaskInference:
         removable = [g for g in self._graph.groups if g.prunable and (g.exact or not self._exact_only)]
         removable = [g for g in removable if not self._removal.takes(g)]
         constants = self._find_needed(removable)
-        kept = {group.name: self._needed[group.classes] for group in removable}
+        kept = {group.name: _in_multiples(self._needed[group.classes], group.multiple) for group in removable}
         plan = Plan(self._graph, kept, blocks)
         for operator, contraction, left_behind in constants:
             labels = contraction.left.labels[contraction.left_dim]
@@ -119,6 +119,8 @@ class MaskInference:
             if count == 0 or (count == kept.sum() == 1):  # nothing stays, or the one unit that a layer must have
                 continue
             why = group.reason or "what they leave behind is no constant that a bias could take"
+            if count < group.multiple and not group.reason:
+                why = f"how many stay must be a multiple of {group.multiple}, which their kernel takes"
             lines[group.name] = f"{group.name}: {count} of {group.size} units: {why}"
         return lines
 
@@ -231,6 +233,15 @@ class MaskInference:
             operator.name == "aten.convolution" and c.right_out == 0
         )
         return plain and tuple(weight.shape) in (c.right.shape, c.right.shape[::-1])
+
+
+def _in_multiples(kept: Array, multiple: int) -> Array:
+    """Keep some more, the first of those that could go, where how many stay must be a multiple of some number."""
+    missing = -int(kept.sum()) % multiple
+    if missing:
+        kept = kept.copy()
+        kept[np.flatnonzero(~kept)[:missing]] = True
+    return kept
 
 
 def _unread(pattern: Array | None, rows: Array, inputs: int, groups: int) -> Array:

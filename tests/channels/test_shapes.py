@@ -59,6 +59,13 @@ CASES = [
 ]
 
 
+@pytest.mark.parametrize("x", [A, A[..., ::2], A.permute(3, 0, 2, 1), A.transpose(1, 3)[:, ::2], A[:, :1].expand_as(A)])
+def test_layouts_are_those_of_torch(x):
+    """Every second of a row is no longer so far apart in the result, and views that torch allows are allowed."""
+    for name, args in [("relu", (x,)), ("mul", (x, 2.0)), ("mul", (x, x))]:
+        assert result_without_data(f"aten.{name}", args, {}).stride() == getattr(torch.ops.aten, name)(*args).stride()
+
+
 @pytest.mark.parametrize(("name", "args"), CASES)
 def test_others(name, args):
     ours = result_without_data(f"aten.{name}", args, {})

@@ -564,6 +564,34 @@ def test_weights_of_experts_stacked_in_one_tensor_are_masked_along_each_dimensio
     assert (model.up.shape, model.down.shape) == ((3, 6, 7), (3, 7, 4))
 
 
+class Mixture(nn.Module):
+    """Experts in one kernel, as transformers runs them: it takes rows of whole runs of 16 bytes only."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Parameter(torch.randn(3, 48, 8)), nn.Parameter(torch.randn(3, 8, 24))
+
+    def forward(self, x):
+        runs = torch.tensor([3, 4, 9], dtype=torch.int32)
+        gate, up = F.grouped_mm(x, self.up.transpose(1, 2), offs=runs).chunk(2, -1)
+        return F.grouped_mm(F.silu(gate) * up, self.down.transpose(1, 2), offs=runs)
+
+
+@pytest.mark.skipif(not hasattr(F, "grouped_mm"), reason="this torch has no such kernel")
+@pytest.mark.parametrize(("gone", "left"), [(8, 16), (11, 16), (15, 16), (16, 8), (23, 8)])
+def test_hidden_units_of_experts_go_in_numbers_that_their_kernel_takes(gone, left):
+    model, x = Mixture().eval(), torch.randn(9, 8)
+    graph = ChannelGraph.watch(model, x)
+    assert [(g.name, g.size, g.multiple) for g in graph.groups if g.prunable] == [("up:1", 24, 8)]
+    masks = Plan(graph, {"up:1": range(gone, 24)}).masks(model)
+    speedup = speed_up(model, masks, x)
+    assert (model.up.shape, model.down.shape) == ((3, 2 * left, 8), (3, 8, left))
+    stay = [f"up:1: {left + gone - 24} of 24 units: how many stay must be a multiple of 8, which their kernel takes"]
+    assert speedup.report.stayed == (stay if left + gone > 24 else [])
+    model(x).square().sum().backward()
+    assert model.bfloat16()(x.bfloat16()).shape == (9, 8)
+
+
 def test_a_size_of_one_does_not_vanish_in_a_squeeze():
     class Squeezed(nn.Module):
         def __init__(self):

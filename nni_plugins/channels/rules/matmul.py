@@ -142,7 +142,11 @@ def linear(call: Call) -> list[MaybeLabels]:
     return out
 
 
-@rule("aten._grouped_mm")
+#: A row in memory must be whole runs of 16 bytes; so many of the narrowest numbers, that a model may be moved to them.
+_ROW = 8
+
+
+@rule("aten._grouped_mm", "transformers.grouped_mm_fallback")
 def grouped_mm(call: Call) -> list[MaybeLabels]:
     """Rows of one matrix, run by run, times one matrix of a batch each: the experts of a mixture."""
     a, b = call.inputs[0], call.inputs[1]
@@ -152,6 +156,10 @@ def grouped_mm(call: Call) -> list[MaybeLabels]:
                 call.freeze(labels, "groups of rows of both factors")
         return [None] * len(call.shape())
     call.freeze(b.labels[0], "each of the matrices has rows of its own")
+    for info, tensor in zip((a, b), call.args, strict=False):
+        for labels, stride in zip(info.labels, tensor.stride(), strict=True):
+            if stride == min(tensor.stride()) and call.cause.operator == "aten._grouped_mm":
+                call.multiple_of(labels, _ROW)
     call.contract(a, 1, b, 1, right_out=2, out_dim=1)
     call.costs(math.prod(a.shape) * b.shape[2], a.labels[0], a.labels[1], b.labels[2])
     call.zero = [a.zeros[0], b.zeros[2]]
