@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import click
 
@@ -41,10 +42,44 @@ def progress(wanted: bool | None, default: bool | None = None) -> Console:
     """
     from rich.console import Console
 
-    console = Console(stderr=True, markup=False, emoji=False)
+    console = Console(file=cast(IO[str], _Lasting()), stderr=True, markup=False, emoji=False)
     shown = wanted if wanted is not None else console.is_terminal if default is None else default
     console.quiet = not shown
     return console
+
+
+PROXIED = "rich_proxied_file"
+"""Where rich keeps standard error, which it replaces while it shows a bar."""
+
+
+class _Lasting:
+    """Standard error, until its terminal is closed; then silence, which stops no work of hours."""
+
+    def __init__(self) -> None:
+        self._gone = False
+
+    def write(self, text: str) -> int:
+        """Write as a file does."""
+        self._do(lambda file: file.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush as a file does."""
+        self._do(lambda file: file.flush())
+
+    def _do(self, work: Callable[[Any], Any]) -> None:
+        try:
+            if not self._gone:
+                work(getattr(sys.stderr, PROXIED, sys.stderr))
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            self._gone = True
+
+    def __getattr__(self, name: str) -> Any:
+        if name == PROXIED:
+            raise AttributeError(name)  # this is the file, not what rich puts before one
+        return getattr(sys.stderr, name)
 
 
 @contextlib.contextmanager

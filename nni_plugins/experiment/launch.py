@@ -9,9 +9,9 @@ from __future__ import annotations
 import logging
 import re
 import shlex
-import signal
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +26,7 @@ from nni_plugins.experiment.health import why_stopped, why_waiting
 from nni_plugins.experiment.logs import tuner_error
 from nni_plugins.experiment.machines import Found, Machine, check_machines, host_keys, machines_of, own_facts
 from nni_plugins.experiment.manager import Manager, experiment_on
+from nni_plugins.experiment.manifest import manifest_path
 from nni_plugins.experiment.node import LOOPBACK, preloaded
 
 START_SECONDS = 90.0
@@ -61,6 +62,14 @@ class Running:
         if not self.alive():
             self.handle._proc = None  # NNI would ask it to stop all the same, and print why that fails
         self.handle.stop()
+
+    def kill(self) -> None:
+        """End the manager at once; its trials end within seconds, as when it is killed by somebody else."""
+        process = self.handle._proc
+        if process is not None:
+            process.kill()
+            process.wait()
+            self.handle._proc = None
 
 
 def find_config(path: Path) -> Path:
@@ -210,6 +219,20 @@ def check_port(port: int) -> None:
             raise ExperimentError(f"port {port} is taken by {owner}; choose another one with --port") from None
 
 
+def check_home() -> None:
+    """Raise where NNI cannot keep its list of experiments, which is in the home folder wherever those are."""
+    listed = manifest_path().parent
+    try:
+        listed.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=listed):
+            pass
+    except OSError as error:
+        raise ExperimentError(
+            f"{listed}: NNI keeps its list of experiments there, and cannot write it ({error.strerror}); "
+            "set HOME to a folder that can be written"
+        ) from None
+
+
 def look_at_machines(config: Any) -> list[Found]:
     """Check the machines that trials will run on; see :func:`nni_plugins.experiment.machines.check_machines`.
 
@@ -264,6 +287,7 @@ def start(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ExperimentError(f"{folder}: the experiments folder cannot be made ({error.strerror})") from None
+    check_home()
     from nni.experiment import Experiment, RunMode
 
     silence_nni()
@@ -315,30 +339,6 @@ def _early_error(running: Running) -> str:
                 return why_stopped(running.folder) or "its process is gone"
         time.sleep(0.3)
     return ""
-
-
-@contextmanager
-def interruptible() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM in the list that this yields, so that nothing is cut off half-way through.
-
-    The second Ctrl-C acts at once.
-    """
-    received: list[int] = []
-    watched = [signal.SIGINT, signal.SIGTERM]
-    before = {number: signal.getsignal(number) for number in watched}
-
-    def note(number: int, _frame: Any) -> None:
-        if received:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    for number in watched:
-        signal.signal(number, note)
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

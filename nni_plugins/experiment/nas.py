@@ -16,7 +16,15 @@ from nni_plugins.experiment.best_trials import FINETUNED
 from nni_plugins.experiment.errors import ExperimentError
 from nni_plugins.experiment.finish import finish
 from nni_plugins.experiment.folders import METRICS, read_json
-from nni_plugins.experiment.launch import Running, _early_error, _patience, check_port, look_at_machines, silence_nni
+from nni_plugins.experiment.launch import (
+    Running,
+    _early_error,
+    _patience,
+    check_home,
+    check_port,
+    look_at_machines,
+    silence_nni,
+)
 from nni_plugins.experiment.machines import Found, host_keys
 from nni_plugins.experiment.manifest import Known, find_experiment
 from nni_plugins.experiment.nas_config import NasSettings, load_nas_config
@@ -143,6 +151,7 @@ def launch(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ExperimentError(f"{folder}: the experiments folder cannot be made ({error.strerror})") from None
+    check_home()
     silence_nni()
     manager = StrategyManager(port, experiment, folder / experiment.id)
     hosts = tuple(one.machine for one in machines)

@@ -17,7 +17,6 @@ from nni_plugins.experiment.follow import LineDisplay, LiveDisplay, wait
 from nni_plugins.experiment.launch import (
     Running,
     find_config,
-    interruptible,
     load_config,
     look_at_machines,
     start,
@@ -26,6 +25,7 @@ from nni_plugins.experiment.manifest import Known, find_experiment
 from nni_plugins.experiment.nas_config import is_nas
 from nni_plugins.experiment.node import LOOPBACK
 from nni_plugins.experiment.resume import load_stopped
+from nni_plugins.experiment.signals import interruptible
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -171,6 +171,11 @@ def stop(running: Running) -> None:
     """Stop the manager; what NNI stored by then stays valid, whatever happens here."""
     try:
         running.stop()
+    except KeyboardInterrupt:  # the user does not wait for trials that take their time to end
+        running.kill()
+        raise Interrupted(
+            f"experiment {running.id} was ended at once, and its trials are; `{running.resume_command}` goes on with it"
+        ) from None
     except Exception as error:
         if running.alive():
             raise ExperimentError(

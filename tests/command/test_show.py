@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -153,3 +154,32 @@ def test_time_left_is_told_from_the_trials_that_ended() -> None:
 def test_names_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
     results().print("net.py:two: Two [bold]")
     assert capsys.readouterr().out == "net.py:two: Two [bold]\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="terminals of POSIX")
+@pytest.mark.parametrize("bar", [False, True])
+def test_a_terminal_that_is_closed_ends_no_work(monkeypatch: pytest.MonkeyPatch, bar: bool) -> None:
+    import pty
+
+    from rich.progress import Progress
+
+    reached: list[bool] = []
+    master, slave = pty.openpty()
+    with contextlib.suppress(OSError), os.fdopen(slave, "w") as terminal:  # closing it writes what is left
+        monkeypatch.setattr(sys, "stderr", terminal)
+        console = progress(True)
+        assert console.is_terminal
+        with Progress(console=console, refresh_per_second=50) if bar else contextlib.nullcontext() as shown:
+            if shown is not None:
+                shown.add_task("trials", total=2)
+            console.print("seen")
+            time.sleep(0.1)
+            assert b"seen" in os.read(master, 10000)
+            os.close(master)
+            console.print("not seen")
+            time.sleep(0.1)
+        console.print("nor this")
+        with pytest.raises(OSError, match="Input/output error"):
+            os.write(slave, b"what the console would do")
+        reached.append(True)
+    assert reached

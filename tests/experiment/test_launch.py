@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from nni_plugins.experiment.errors import ExperimentError
-from nni_plugins.experiment.launch import check_port, find_config, interruptible, load_config, own_interpreter
+from nni_plugins.experiment.launch import check_home, check_port, find_config, load_config, own_interpreter
 from nni_plugins.experiment.session import check_direction
+from nni_plugins.experiment.signals import interruptible
 from tests.end_to_end.ports import free_ports
 
 CONFIG = """
@@ -109,6 +110,32 @@ def test_the_first_interrupt_waits_and_the_second_acts() -> None:
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGHUP there")
+def test_a_closed_terminal_is_a_stop_unless_nohup_keeps_it_away() -> None:
+    with interruptible() as received:
+        for _ in range(2):  # the shell and the system say so
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert received == [signal.SIGHUP] * 2
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with interruptible() as received:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert received == []
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_home_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    check_home()
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HOME", str(tmp_path / "file"))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path / "file"))
+    with pytest.raises(ExperimentError, match=r"NNI keeps its list of experiments there, .* set HOME to"):
+        check_home()
 
 
 @pytest.mark.parametrize(

@@ -19,15 +19,17 @@ NODE = Path(nni_node.__path__[0])
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="names of POSIX")
 
 
-def run(script: str, *arguments: str) -> Any:
+def run(script: str, *arguments: str, **settings: Any) -> Any:
     """What the script prints last, with our files loaded as they are into a manager with remote machines."""
     head = "require('app-module-path').addPath(process.cwd()); \n"
     head += "require('common/globals').default.args = { logLevel: 'critical' };\n"
     keys = {"127.0.0.1:1": {"ssh-ed25519": "AAAA"}}
+    environment = node_environment({}, keys=keys)
+    environment["NNI_PLUGINS_NODE"] = json.dumps({**json.loads(environment["NNI_PLUGINS_NODE"]), **settings})
     answer = subprocess.run(
         [str(NODE / "node"), "-e", head + script, "--", *arguments],
         cwd=NODE,
-        env={**os.environ, **node_environment({}, keys=keys)},
+        env={**os.environ, **environment},
         capture_output=True,
         text=True,
         timeout=60,
@@ -332,3 +334,26 @@ def test_a_result_that_is_no_number_does_not_reach_a_tuner_that_dies_of_it() -> 
         (tpe, {"name": "Medianstop"}, "PERIODICAL", "text", 0),
     ]
     assert run(script, json.dumps([case[:4] for case in cases])) == [case[4] for case in cases]
+
+
+def test_what_outlives_its_trial_ends_too(tmp_path: Path) -> None:
+    script = """
+    const fs = require('fs');
+    const { TrialProcess } = require('common/trial_keeper/process');
+    require('common/globals').default.args.experimentId = 'test';
+    const folder = process.argv[process.argv.length - 1];
+    const alive = () => { try { return process.kill(Number(fs.readFileSync(folder + '/left', 'utf8')), 0); }
+                          catch { return false; } };
+    const sleep = time => new Promise(resolve => setTimeout(resolve, time));
+    (async () => {
+        const trial = new TrialProcess('trial');
+        const ended = new Promise(resolve => trial.onStop((_time, code) => resolve(code)));
+        await trial.spawn({ command: 'sleep 60 & echo $! > left', codeDirectory: folder, outputDirectory: folder,
+                            commandChannelUrl: '', platform: 'local' });
+        const said = [await ended, alive()];
+        for (let turn = 0; turn < 100 && alive(); turn++) { await sleep(50); }
+        console.log(JSON.stringify([...said, alive()]));
+        process.exit(0);
+    })();
+    """
+    assert run(script, str(tmp_path), grace=600) == [0, True, False]

@@ -1,11 +1,12 @@
 // A trial may be any command: a shell, and what that starts. NNI stops the shell and leaves the rest, and a manager that
 // is killed leaves everything, so that a resumed trial has a second writer in its folder. Each trial has a process group
-// of its own here, which ends as a whole: when NNI stops the trial, and when the manager is gone.
+// of its own here, which ends as a whole: when NNI stops the trial, soon after the trial itself has ended, and when the
+// manager is gone.
 'use strict';
 
 const childProcess = require('child_process');
 
-const GRACE = 5000; // milliseconds between SIGINT and SIGKILL, as NNI has it
+const GRACE = 5000; // milliseconds between SIGINT and SIGKILL, as NNI has it, and for what outlives its trial
 
 // Holds the other end of a pipe of the manager, which breaks when that ends in whatever way.
 const HEIR = `
@@ -28,11 +29,12 @@ done
 for group in $groups; do kill -s KILL -- "-$group"; done
 `;
 
-module.exports = () => {
+module.exports = ({ settings }) => {
     if (process.platform === 'win32') {
         return [];
     }
     const { spawn } = childProcess;
+    const grace = settings.grace ?? GRACE;
     const groups = new Set();
     let heir = null;
 
@@ -66,7 +68,7 @@ module.exports = () => {
         tell('-', group);
     }
 
-    // What a stopped trial leaves behind has as long as the trial itself.
+    // What a trial leaves behind would hold its GPU, and write into its folder beside a resumed one.
     function end(group, deadline) {
         if (Date.now() > deadline) {
             send(group, 'SIGKILL');
@@ -93,7 +95,7 @@ module.exports = () => {
             stopped = stopped || Date.now();
             return send(group, signal ?? 'SIGTERM');
         };
-        trial.on('exit', () => stopped ? end(group, stopped + GRACE) : forget(group));
+        trial.on('exit', () => end(group, (stopped || Date.now()) + grace));
         groups.add(group);
         tell('+', group);
         return trial;
