@@ -15,6 +15,7 @@ from nni_plugins.experiment.evaluate import evaluated, noted, recorded
 from nni_plugins.experiment.folders import METRICS, read_json
 from nni_plugins.experiment.gather import best_of, gather, is_ours, metrics_of
 from nni_plugins.experiment.manifest import Known
+from nni_plugins.experiment.recipe_watch import said_of_recipes
 from nni_plugins.experiment.trials import Trial, ranked
 from nni_plugins.experiment.write import HTML, write
 from nni_plugins.report.findings import Findings
@@ -57,6 +58,8 @@ def finish(
     elif known.archive:
         trials = finetuned_trials(known, trials)
     findings = gather(known, trials, known.curves(), running)
+    if changed := said_of_recipes(known.folder):
+        findings = noted(findings, changed)
     winner = best_of(trials, findings.maximize)
     source = winner.folder if winner is not None and findings.compact is not None else None
     source = source if source is not None and (source / METRICS).is_file() else None
@@ -98,6 +101,8 @@ def look(known: Known) -> Findings:
         raise ExperimentError(no_winner(known, trials))
     trials = finetuned_trials(known, trials)
     findings = gather(known, trials, known.curves(), running)
+    if changed := said_of_recipes(known.folder):
+        findings = noted(findings, changed)
     winner = best_of(trials, findings.maximize)
     if winner is None or winner.folder is None or findings.compact is None:
         return findings

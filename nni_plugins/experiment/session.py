@@ -6,6 +6,7 @@ import getpass
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +20,16 @@ from nni_plugins.experiment.launch import (
     find_config,
     load_config,
     look_at_machines,
+    recipe_of,
     start,
 )
 from nni_plugins.experiment.manifest import Known, find_experiment
 from nni_plugins.experiment.nas_config import is_nas
 from nni_plugins.experiment.node import LOOPBACK
+from nni_plugins.experiment.recipe_watch import RecipeWatch
 from nni_plugins.experiment.resume import load_stopped
 from nni_plugins.experiment.signals import interruptible
+from nni_plugins.experiment.trials import Trial
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -85,6 +89,13 @@ def run_experiment(
             earlier = held.enter_context(resuming(find_experiment(resume, experiments_folder), console.print))
             config, name = load_stopped(earlier, trials, concurrency), earlier.name or earlier.id
             resume = earlier.id
+            if config_path is not None:
+                console.print(
+                    f"going on with the configuration that NNI stored; {config_path} is not read again: "
+                    "--trials and --concurrency change it, anything else is a new experiment",
+                    highlight=False,
+                    soft_wrap=True,
+                )
         else:
             assert config_path is not None
             config = load_config(config_path, experiments_folder, trials, concurrency)
@@ -132,12 +143,20 @@ def followed(begin: Callable[[], Running], name: str, console: Console) -> Known
         try:
             announce(running, console)
             limit = running.handle.config.max_trial_duration
+            watch = RecipeWatch(
+                _read_in_place(running), running.folder, partial(console.print, highlight=False, soft_wrap=True)
+            )
             display: Any = LiveDisplay if console.is_terminal else LineDisplay
             with (
                 display(console, running.trials_wanted) as show,
                 Bringing(running.machines, running.folder, show, console.print, limit) as bring,
             ):
-                trials = wait(running, bring, lambda: bool(received))
+
+                def look(trials: list[Trial]) -> None:
+                    bring(trials)
+                    watch()
+
+                trials = wait(running, look, lambda: bool(received))
             count, wanted = len(trials), running.trials_wanted
             if wanted is not None and count < wanted:
                 told = f"the tuner tried all there is in its search space: {count} of {wanted} trials"
@@ -151,6 +170,12 @@ def followed(begin: Callable[[], Running], name: str, console: Console) -> Known
         finally:
             stop(running)
     return Known(running.id, name, "STOPPED", None, running.folder)
+
+
+def _read_in_place(running: Running) -> Path | None:
+    """The recipe that trials read where the user edits it; remote machines get a copy at the start."""
+    config = running.handle.config
+    return None if running.machines else recipe_of(config.trial_command, config.trial_code_directory)
 
 
 def announce(running: Running, console: Console) -> None:

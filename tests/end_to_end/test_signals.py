@@ -91,5 +91,6 @@ def test_a_closed_terminal_stops_in_order_and_the_second_ctrl_c_at_once(
     assert psutil.wait_procs(left, timeout=20)[1] == []
 
     del nni_home.environment["SLOW"]
-    nni_home.run("nni-plugins", "run", "--resume", entry["id"], "--port", str(port), check=False)
+    last = nni_home.run("nni-plugins", "run", str(folder), "--resume", entry["id"], "--port", str(port), check=False)
+    assert f"{folder / 'config.yml'} is not read again" in last.stderr
     assert [one["status"] for one in status(nni_home, entry["id"])["trials"]] == ["SUCCEEDED"] * 2
