@@ -21,7 +21,8 @@ def _own_cache(tmp_path_factory):
         yield
 
 
-def test_latency_is_measured_once_and_the_budget_met():
+def test_latency_is_measured_once_and_the_budget_met(tmp_path, monkeypatch):
+    monkeypatch.setenv("NNI_PLUGINS_CACHE", str(tmp_path))  # where no other test of this file has measured
     net = make("plain")
     pruner = MagnitudePruner(net, CONFIG, dummy_input=IMAGE, scope="global", target="latency", tolerance=0.05)
     _, masks = pruner.compress()

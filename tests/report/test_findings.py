@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nni_plugins.report.findings import Candidate, Findings, Importance, Layer, StockCheck, pareto_front
@@ -13,6 +13,7 @@ from nni_plugins.report.findings import Candidate, Findings, Importance, Layer, 
 POINTS = st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)), max_size=30)
 
 
+@settings(deadline=None)
 @given(POINTS, st.booleans())
 def test_front_is_what_nothing_beats(points: list[tuple[int, int]], higher: bool) -> None:
     sign = 1 if higher else -1
