@@ -41,7 +41,7 @@ def test_help_imports_neither_torch_nor_nni() -> None:
         "heavy = {'torch', 'nni', 'numpy', 'matplotlib', 'rich', 'requests'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert answer.returncode == 0, answer.stderr
     assert all(name in answer.stdout for name in COMMANDS)
 

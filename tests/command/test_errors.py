@@ -140,7 +140,7 @@ def test_a_process_of_its_own_says_one_line_too(name: str, tmp_path: Path) -> No
     case.write(tmp_path)
     environment = {**os.environ, "HOME": str(tmp_path)}
     answer = subprocess.run(
-        [*COMMAND, *case.command.split()], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+        [*COMMAND, *case.command.split()], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
     )
     assert answer.returncode == case.code
     assert answer.stdout == ""

@@ -32,7 +32,7 @@ def run(script: str, *arguments: str, **settings: Any) -> Any:
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
     assert answer.returncode == 0, answer.stderr
     return json.loads(answer.stdout.strip().splitlines()[-1])
@@ -240,7 +240,7 @@ def test_garbage_is_collected_and_new_objects_have_little_room(collect: float, g
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
     found = json.loads(answer.stdout)
     assert found["room"] <= 3 * 2 * 2**20

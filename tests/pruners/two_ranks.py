@@ -35,6 +35,6 @@ def on_two_ranks(script: str, folder: Path) -> list[Any]:
     """Run a script, which knows its ``rank`` and leaves a ``result``, in two processes; return both results."""
     command = [sys.executable, "-c", BEGIN + script + END, str(folder)]
     ranks = [subprocess.Popen([*command, str(rank)], stderr=subprocess.PIPE, text=True) for rank in range(2)]
-    errors = [process.communicate(timeout=120)[1] for process in ranks]
+    errors = [process.communicate(timeout=300)[1] for process in ranks]
     assert [process.returncode for process in ranks] == [0, 0], errors
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]

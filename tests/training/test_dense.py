@@ -67,7 +67,7 @@ def start(recipe, tmp_path):
 
 def test_processes_at_once_train_one(recipe, tmp_path):
     running = [start(recipe, tmp_path) for _ in range(3)]
-    results = [process.communicate(timeout=120)[0].split() for process in running]
+    results = [process.communicate(timeout=300)[0].split() for process in running]
     assert sorted(int(trained) for trained, _ in results) == [0, 0, 1]
     assert len({accuracy for _, accuracy in results}) == 1
 

@@ -75,7 +75,7 @@ def test_two_processes_lose_nothing(tmp_path: Path) -> None:
         "    cache.save()\n"
     )
     running = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), name]) for name in ("x", "y")]
-    assert [process.wait(timeout=120) for process in running] == [0, 0]
+    assert [process.wait(timeout=300) for process in running] == [0, 0]
     found = Cache(tmp_path, {"machine": "m"})
     assert len(found) == 60
     assert all(found.get(f"{name} {index}") == index for name in "xy" for index in range(30))
