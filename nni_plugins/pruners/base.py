@@ -7,6 +7,7 @@ A method is a subclass with a ``_scores`` (how important is a unit). Selection u
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from nni_plugins.pruners.life import Masks, PrunerBase
 from nni_plugins.pruners.ranks import as_on_rank_zero, averaged_over_ranks
 from nni_plugins.pruners.schedule import Schedule
 from nni_plugins.pruners.scope import make_pools, neighbourhoods, resolve
-from nni_plugins.pruners.select import select
+from nni_plugins.pruners.select import Pool, select
 from nni_plugins.pruners.targets import NORMALISATIONS, TARGETS, latency_table
 from nni_plugins.pruners.wrapping import attach_targets
 
@@ -201,13 +202,16 @@ class GroupPruner(Planned, PrunerBase):
         self.update_masks(masks)
         return masks
 
-    def _select(self, scores: dict[str, np.ndarray], fraction: float) -> dict[str, np.ndarray]:
+    def _select(
+        self, scores: dict[str, np.ndarray], fraction: float, *, strict: bool = True
+    ) -> dict[str, np.ndarray]:
         """Keep masks by group name; short of the final sparsity, a budget that is missed is no error."""
         current = self._current_settings(fraction)
         final = self._asked_settings()
+        pools = make_pools(self.resolved, current, scope=self.scope, classes=self._classes, latency=self.latency)
         return select(
             self.graph,
-            make_pools(self.resolved, current, scope=self.scope, classes=self._classes, latency=self.latency),
+            [self._on_the_way(pool, final[pool.groups[0]]) for pool in pools],
             scores,
             target=self.target,
             round_to=self.round_to,
@@ -215,13 +219,17 @@ class GroupPruner(Planned, PrunerBase):
             dead=self._dead_units(),
             tolerance=self.tolerance,
             affine=self.affine,
-            strict=all((current[name]["sparse_ratio"] or 0) >= (final[name] or 0) for name in current),
+            strict=strict and all((current[name]["sparse_ratio"] or 0) >= (final[name] or 0) for name in current),
         )
+
+    def _on_the_way(self, pool: Pool, final: float | None) -> Pool:
+        """The pool, with what is asked of it in the end where it does not ask for that yet."""
+        return replace(pool, final=final) if final is not None and (pool.sparsity or 0.0) < final else pool
 
     def _refuse_unreachable(self) -> None:
         """Raise before any training where no scores could meet the budget."""
         try:
-            self._select({group.name: np.ones(group.size) for group in self.groups}, 1.0)
+            GroupPruner._select(self, {group.name: np.ones(group.size) for group in self.groups}, 1.0)
         except BudgetError as error:
             if error.reachable < error.asked:
                 raise

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from nni_plugins.pruners.base import GroupPruner
+from nni_plugins.pruners.errors import BudgetError
 from nni_plugins.pruners.scope import make_pools
+from nni_plugins.pruners.select import Pool
 from nni_plugins.pruners.targets import TARGETS
+
+_logger = logging.getLogger(__name__)
 
 
 class Rebased(GroupPruner):
@@ -36,6 +44,25 @@ class Rebased(GroupPruner):
     def _asked_settings(self) -> dict[str, float | None]:
         final = self._current_settings(1.0)
         return {name: setting["sparse_ratio"] for name, setting in final.items()}
+
+    def _on_the_way(self, pool: Pool, final: float | None) -> Pool:
+        keys = (str(key) for key, claims in self.resolved.pool_keys().items() if claims[0].group.name in pool.groups)
+        return replace(super()._on_the_way(pool, final), whole=self._dense.get(next(keys)))
+
+    def _select(
+        self, scores: dict[str, np.ndarray], fraction: float, *, strict: bool = True
+    ) -> dict[str, np.ndarray]:
+        """In the middle of a training, the nearest state under a budget that units are too coarse for is taken."""
+        try:
+            return super()._select(scores, fraction, strict=strict)
+        except BudgetError as error:
+            if error.reachable < error.asked:
+                raise
+            _logger.warning(
+                "%s: sparsity %.4g of %s was asked; channels are coarse, and %.4g is removed",
+                type(self).__name__, error.asked, self.target, error.reachable,
+            )  # fmt: skip
+            return super()._select(scores, fraction, strict=False)
 
     def _in_terms_of_now(self, settings: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         sizes = {group.name: group.size for group in self.graph.groups}

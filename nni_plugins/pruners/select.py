@@ -54,6 +54,10 @@ class Pool:
         For the isomorphic scope: groups with equal values are ranked together.
     latency : LatencyTable, optional
         What the target ``latency`` is read from.
+    final : float, optional
+        Where the sparsity is that of a step on the way: what is asked in the end, which no step may overshoot.
+    whole : float, optional
+        The cost that the tolerance is a fraction of, and messages speak of, where it is not the present one.
     """
 
     name: str
@@ -65,6 +69,8 @@ class Pool:
     bounds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     classes: Mapping[str, Hashable] = field(default_factory=dict)
     latency: LatencyTable | None = None
+    final: float | None = None
+    whole: float | None = None
 
 
 def unit_multiple(group: ChannelGroup, round_to: int) -> int:
@@ -92,18 +98,25 @@ class _PoolSearch:
         self.chain = Chain(rankings, pool.scope)
         self.state = self.chain.state(0)
         self.base = TARGETS[target](graph, {}, pool)
-        sparsity = pool.sparsity or 0.0
-        if target == "channels":  # as NNI: the ratio gives way to the bounds
-            sizes = {r.name: len(r.scores) for r in rankings}
-            least = sum(pool.bounds.get(name, (0.0, 1.0))[0] * size for name, size in sizes.items())
-            most = sum(pool.bounds.get(name, (0.0, 1.0))[1] * size for name, size in sizes.items())
-            sparsity = min(max(sparsity, least / self.base), most / self.base) if self.base else sparsity
-        self.sparsity = sparsity
-        self.near = tolerance * self.base
+        self.sparsity = sparsity = self._within_bounds(pool.sparsity or 0.0)
+        self.near = tolerance * (self.base if pool.whole is None else pool.whole)
         self.exact = self.budget = (1.0 - sparsity) * self.base * (1 + 1e-12)
         if target == "channels":  # a number of channels is whole: the nearest one, and of two the one that keeps more
             self.budget = float(np.floor(self.exact + 0.5))
             self.near = max(self.near, 0.5)
+        self.least = 0.0  # a coarse unit that goes too early cannot come back
+        if pool.final is not None:
+            self.least = (1.0 - self._within_bounds(pool.final)) * self.base - self.near
+
+    def _within_bounds(self, sparsity: float) -> float:
+        """Of channels, as NNI: the ratio gives way to the bounds."""
+        if self.target != "channels" or not self.base:
+            return sparsity
+        sizes = {r.name: len(r.scores) for r in self.chain.rankings}
+        least, most = (
+            sum(self.pool.bounds.get(name, (0.0, 1.0))[side] * size for name, size in sizes.items()) for side in (0, 1)
+        )
+        return min(max(sparsity, least / self.base), most / self.base)
 
     def cost(self, state: np.ndarray, others: Kept) -> float:
         return TARGETS[self.target](self.graph, {**others, **self.kept(state)}, self.pool)
@@ -176,6 +189,8 @@ class _PoolSearch:
         """How far from the asked: first whether near and under, near and over, under, or over; then by how much."""
         cost = self.cost(state, others)
         under, off = cost <= self.budget, abs(cost - self.exact)
+        if cost < self.least:
+            return 4, off
         return (0 if under else 1) + (0 if off <= self.near else 2), off
 
     def _neighbours(self, state: np.ndarray) -> Iterator[np.ndarray]:
@@ -193,21 +208,21 @@ class _PoolSearch:
 
     def check(self, others: Kept) -> None:
         """Raise a BudgetError where the final state misses the budget."""
-        cost = self.cost(self.state, others)
-        removed = 1.0 - cost / self.base if self.base else 0.0
+        cost, whole = self.cost(self.state, others), self.base if self.pool.whole is None else self.pool.whole
+        asked, removed = (1.0 - left / whole if whole else 0.0 for left in ((1.0 - self.sparsity) * self.base, cost))
         over, near = cost - self.exact, self.near
-        asked = f"{self.pool.name}: sparsity {self.sparsity:g} of {self.target}"
+        what = f"{self.pool.name}: sparsity {asked:g} of {self.target}"
         if over > near:
-            text = f"{asked} is out of reach: at most {removed:.4g} can go; {self._limits(others)}"
-            raise BudgetError(text, self.sparsity, removed)
+            text = f"{what} is out of reach: at most {removed:.4g} can go; {self._limits(others)}"
+            raise BudgetError(text, asked, removed)
         if over < -near and self.state.any():
             fewer = self.state.copy()
             fewer[self._latest(self.state)[0]] -= 1
-            above = 1.0 - self.cost(fewer, others) / self.base
+            above = 1.0 - self.cost(fewer, others) / whole
             raise BudgetError(
-                f"{asked} cannot be met within {self.tolerance:.0%}: the nearest are {above:.4g} and {removed:.4g}; "
+                f"{what} cannot be met within {self.tolerance:.0%}: the nearest are {above:.4g} and {removed:.4g}; "
                 "ask for one of these, lower round_to, or give a larger tolerance",
-                self.sparsity,
+                asked,
                 removed,
             )
 

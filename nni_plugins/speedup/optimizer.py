@@ -25,7 +25,8 @@ def fit_optimizer(optimizer: torch.optim.Optimizer, speedup: ModelSpeedup) -> No
     Parameters
     ----------
     optimizer
-        Any optimizer whose state has the parameter's shape, or 1 in some dimensions: all of ``torch.optim`` but LBFGS.
+        Any optimizer whose state has the parameter's shape, or 1 in some dimensions: all of ``torch.optim``. LBFGS,
+        which keeps one vector for all parameters, forgets what it has seen, and begins anew.
     speedup
         The :class:`~nni_plugins.speedup.ModelSpeedup`, after ``speedup_model()``.
 
@@ -40,6 +41,10 @@ def fit_optimizer(optimizer: torch.optim.Optimizer, speedup: ModelSpeedup) -> No
     parameters = dict(speedup.bound_model.named_parameters())
     shapes = speedup.plan.graph.shapes
     smaller: list[tuple[dict, str, torch.Tensor]] = []
+    if isinstance(optimizer, torch.optim.LBFGS):
+        before, optimizer._numel_cache = optimizer._numel_cache, None
+        if before not in (None, optimizer._numel()):
+            optimizer.state.clear()
     for name, dims in speedup.plan.slices().items():
         state = optimizer.state.get(parameters[name], {}) if name in parameters else {}
         for key, value in state.items():

@@ -77,6 +77,35 @@ def run(digits, net, steps=60, *, optimizer=None, until=None, autocast=False, sp
     return pruner, optimizer, losses
 
 
+class Heads(nn.Module):
+    """Four heads, each an eighth of all MACs, and 48 hidden units."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.attention = nn.MultiheadAttention(24, 4, batch_first=True)
+        self.embed, self.up, self.down, self.fc = nn.Linear(8, 24), nn.Linear(24, 48), nn.Linear(48, 24), nn.Linear(24, 10)
+
+    def forward(self, x):
+        x = self.embed(x.squeeze(1))
+        x = x + self.attention(x, x, x, need_weights=False)[0]
+        return self.fc((x + self.down(self.up(x).relu())).mean(1))
+
+
+@pytest.mark.parametrize("compact", [0.0, 0.1])
+def test_no_step_of_the_ramp_takes_a_coarse_unit_that_the_budget_has_no_room_for(digits, compact, caplog):
+    net = Heads()
+    graph = ChannelGraph.watch(net, digits[0][:1])
+    dense = graph.cost().macs
+    asked = 1 - graph.cost({"up": 5}).macs / dense + 0.018  # a little more than all hidden units that may go
+    config = [{"op_names": ["attention", "up"], "sparse_ratio": asked}]
+    pruner, _, _ = run(digits, net, config=config, compact=compact)
+    assert 1 - pruner.plan.cost().macs / dense == pytest.approx(asked, abs=0.02)
+    assert not caplog.messages
+    run(digits, Heads(), config=[{"op_types": ["MultiheadAttention"], "sparse_ratio": 0.2}], compact=compact)
+    assert "sparsity 0.2 of macs was asked; channels are coarse, and 0.2" in caplog.text
+
+
 def test_layers_that_do_not_train_exchange_nothing(digits):
     """One is frozen: what it dropped would come back as 0. One has no part in the forward, so no gradient."""
     net = small()

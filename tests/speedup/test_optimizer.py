@@ -37,6 +37,24 @@ def sped_up(model, step=2):
     return speedup
 
 
+def test_lbfgs_begins_anew():
+    """It keeps vectors of all parameters in one, and their number."""
+    torch.manual_seed(0)
+    model = Residual()
+    optimizer = torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=3)
+
+    def loss():
+        optimizer.zero_grad()
+        value = F.cross_entropy(model(X), torch.tensor([0, 1, 2, 3]))
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    fit_optimizer(optimizer, sped_up(model))
+    first = optimizer.step(loss).item()
+    assert optimizer.step(loss).item() < first
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_state_loses_the_same_indices(name):
     torch.manual_seed(0)
