@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -68,11 +68,28 @@ def finish(
         findings = read(findings, known, winner, say, read_test)
     elif findings.compact is not None:
         findings = noted(findings, f"the files of trial {findings.chosen} are not on this machine: no model is copied")
+    if winner is not None and (gone := better_without_files(trials, winner)):
+        findings = noted(findings, gone)
     findings = replace(findings, importance=importances(findings))
     written = write(findings, output or Path("outputs") / f"{file_name(findings.title)}-{known.id}", source)
     if winner is None and not running:
         raise ExperimentError(f"{no_winner(known, trials)}; {written / HTML} shows all trials")
     return findings, written
+
+
+def better_without_files(trials: Sequence[Trial], winner: Trial) -> str:
+    """One line on a trial that did better than the winner, and whose files somebody removed; empty without one."""
+    tuned = winner.folder is not None and winner.folder.parent.name == FINETUNED
+    if tuned or winner.default is None or not is_ours(metrics_of(winner)):
+        return ""
+    counted = [trial for trial in trials if trial.status == "SUCCEEDED" and trial.default is not None]
+    first = max(counted, key=lambda trial: trial.default or 0.0, default=winner)
+    if (first.default or 0.0) <= winner.default or (first.folder is not None and (first.folder / METRICS).is_file()):
+        return ""
+    return (
+        f"trial {first.id} was better (default {first.default:.4f}), and its files are not here any more: "
+        f"this report is on {winner.id}"
+    )
 
 
 def _quick(trial: Trial) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -74,3 +75,14 @@ def test_compare_of_what_cannot_be_compared_is_one_line(tmp_path: Path) -> None:
     assert answer.exit_code == 1
     assert "no such experiment" in answer.output
     assert "Traceback" not in answer.output
+
+
+def test_a_better_trial_whose_folder_was_deleted_is_named(tmp_path: Path) -> None:
+    folder = store(tmp_path / "abcd", [recipe_job("a", 0.8), recipe_job("b", 0.9), recipe_job("c", 0.7)])
+    assert json.loads(_run("report", str(folder), "--json").stdout)["chosen"] == "b"
+    (gone,) = folder.glob("environments/*/trials/b")
+    shutil.rmtree(gone)
+    found = json.loads(_run("report", str(folder), "--json").stdout)
+    assert found["chosen"] == "a"
+    (note,) = (note for note in found["notes"] if "trial b was better" in note)
+    assert note == "trial b was better (default 0.9000), and its files are not here any more: this report is on a"
