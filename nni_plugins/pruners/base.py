@@ -202,9 +202,7 @@ class GroupPruner(Planned, PrunerBase):
         self.update_masks(masks)
         return masks
 
-    def _select(
-        self, scores: dict[str, np.ndarray], fraction: float, *, strict: bool = True
-    ) -> dict[str, np.ndarray]:
+    def _select(self, scores: dict[str, np.ndarray], fraction: float, *, strict: bool = True) -> dict[str, np.ndarray]:
         """Keep masks by group name; short of the final sparsity, a budget that is missed is no error."""
         current = self._current_settings(fraction)
         final = self._asked_settings()

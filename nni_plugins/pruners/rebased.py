@@ -49,9 +49,7 @@ class Rebased(GroupPruner):
         keys = (str(key) for key, claims in self.resolved.pool_keys().items() if claims[0].group.name in pool.groups)
         return replace(super()._on_the_way(pool, final), whole=self._dense.get(next(keys)))
 
-    def _select(
-        self, scores: dict[str, np.ndarray], fraction: float, *, strict: bool = True
-    ) -> dict[str, np.ndarray]:
+    def _select(self, scores: dict[str, np.ndarray], fraction: float, *, strict: bool = True) -> dict[str, np.ndarray]:
         """In the middle of a training, the nearest state under a budget that units are too coarse for is taken."""
         try:
             return super()._select(scores, fraction, strict=strict)

@@ -84,7 +84,8 @@ class Heads(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.attention = nn.MultiheadAttention(24, 4, batch_first=True)
-        self.embed, self.up, self.down, self.fc = nn.Linear(8, 24), nn.Linear(24, 48), nn.Linear(48, 24), nn.Linear(24, 10)
+        self.embed, self.up, self.down = nn.Linear(8, 24), nn.Linear(24, 48), nn.Linear(48, 24)
+        self.fc = nn.Linear(24, 10)
 
     def forward(self, x):
         x = self.embed(x.squeeze(1))
