@@ -302,6 +302,8 @@ class Liar(nn.Module):
     def __init__(self):
         super().__init__()
         self.a, self.b, self.c = nn.Linear(3, 8), nn.Linear(8, 6), nn.Linear(6, 2)
+        for layer in (self.a, self.b):
+            nn.init.ones_(layer.bias)  # where every unit of a layer is below zero, nothing is wrong
 
     def forward(self, x):
         x = F.relu(self.a(x))
