@@ -18,6 +18,8 @@ from typing import Any
 FAILURE = "failure.json"
 METRICS = "metrics.json"
 STANDALONE = Path("outputs/trial")
+LAST = 1 << 16
+"""Bytes at the end of what a trial printed, among which its last words are."""
 
 
 def trial_output() -> Path:
@@ -90,7 +92,9 @@ def failure_reason(output: Path | None) -> str:
         return str(failure["reason"])
     for name in ("trial.stderr", "stderr"):
         try:
-            lines = (output / name).read_text(encoding="utf-8", errors="replace").strip().splitlines()
+            with (output / name).open("rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - LAST))  # a trial may print gigabytes
+                lines = file.read().decode("utf-8", errors="replace").strip().splitlines()
         except OSError:
             continue
         if lines:

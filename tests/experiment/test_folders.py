@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,12 @@ def test_reason_is_the_written_one_then_the_last_words(tmp_path: Path) -> None:
     assert "trial.log" in failure_reason(tmp_path)
     (tmp_path / "trial.stderr").write_text("Traceback\nImportError: no such thing\n", encoding="utf-8")
     assert failure_reason(tmp_path) == "ImportError: no such thing"
+    with (tmp_path / "trial.stderr").open("r+b") as file:  # a trial that printed 100 GB, none of which is on the disk
+        file.truncate(100 << 30)
+        file.seek(0, os.SEEK_END)
+        file.write(b"\nthe last words\n")
+    assert failure_reason(tmp_path) == "the last words"
+    (tmp_path / "trial.stderr").unlink()
     write_failure(tmp_path, "budget out of reach", ValueError("budget"), {"prune.sparsity": 0.99})
     assert failure_reason(tmp_path) == "budget out of reach"
     assert read_json(tmp_path / "failure.json") == {
