@@ -66,6 +66,7 @@ class ChannelGraph:
     groups: list[ChannelGroup] = field(default_factory=list)
     frozen: list[Frozen] = field(default_factory=list)
     extra_frozen: list[tuple[Array, Cause]] = field(default_factory=list)
+    extra_ties: list[tuple[Array, Array]] = field(default_factory=list)
     units: Units = "heads"
     narrowed: list[Array] = field(default_factory=list)
     learnt: dict[tuple[str, str], list[Array]] = field(default_factory=dict)
@@ -163,11 +164,14 @@ class ChannelGraph:
         extra = [*self.extra_frozen, *labels]
         graph = ChannelGraph(
             self.trace,
-            self.trace.labels.solve(extra, preferred=self.units == "heads", narrowed=self.narrowed),
+            self.trace.labels.solve(
+                extra, preferred=self.units == "heads", narrowed=self.narrowed, extra_ties=self.extra_ties
+            ),
             self.shapes,
             self.is_buffer,
             self.aliases,
             extra_frozen=extra,
+            extra_ties=self.extra_ties,
             units=self.units,
             narrowed=self.narrowed,
             learnt=self.learnt,
@@ -175,6 +179,12 @@ class ChannelGraph:
         )
         graph._collect()
         return graph
+
+    def tied(self, pairs: Sequence[tuple[Array, Array]]) -> ChannelGraph:
+        """Return this graph solved again with more labels that go together."""
+        graph = copy(self)
+        graph.extra_ties = [*self.extra_ties, *pairs]
+        return graph.without([])
 
     def _collect(self) -> None:
         self.groups = collect_groups(self.trace, self.solution, self.is_buffer)

@@ -150,6 +150,10 @@ class Labels:
             self.relate(whole, outer, inner, cause)
         return self._product_of[key]
 
+    def product_of(self, outer: Array, inner: Array) -> MaybeLabels:
+        """Return the labels of the flattened pair (outer, inner), if there are any."""
+        return self._product_of.get((outer.tobytes(), inner.tobytes()))
+
     def split(self, whole: Array, sizes: Sequence[int], cause: Cause) -> list[MaybeLabels]:
         """Return the labels of the dimensions that ``whole`` is cut into; None where nothing varies along one."""
         table = whole.reshape(tuple(sizes))
@@ -183,6 +187,7 @@ class Labels:
         *,
         preferred: bool = True,
         narrowed: Sequence[Array] = (),
+        extra_ties: Sequence[tuple[Array, Array]] = (),
     ) -> Solution:
         """Close over ties and products, and return the classes.
 
@@ -197,7 +202,7 @@ class Labels:
         cause_of = np.full(self.count, none, dtype=np.int64)
         for labels, index in reversed(frozen_items):
             cause_of[labels] = index
-        ties = list(self._ties)
+        ties = [*self._ties, *extra_ties]
         open_products = list(self._products)
         classes = self._components(ties)
         self._tie_equal_products(open_products, classes, ties)

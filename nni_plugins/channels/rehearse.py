@@ -12,20 +12,21 @@ plan are tried, what is not known to run stays.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from torch import nn
 
+from nni_plugins.channels.call import Operator, Path
 from nni_plugins.channels.graph import ChannelGraph
 from nni_plugins.channels.labels import Array, Cause
 from nni_plugins.channels.learn import learn
 from nni_plugins.channels.peers import Peers, label_at, shrinking
 from nni_plugins.channels.plan import Plan
-from nni_plugins.channels.replay import Allowance, Mismatch, Replay, Spent
+from nni_plugins.channels.replay import Allowance, Mismatch, Replay, Spent, plain_name
 
 _logger = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ def rehearsed(graph: ChannelGraph, model: nn.Module, dummy_input: Any, *, inexac
     inexact
         Whether to try the groups whose removal is not the same as masking.
     """
-    graph, _ = settled(graph, model, dummy_input, lambda g: trial_plan(g, inexact=False))
+    graph, _ = settled(graph, model, dummy_input, lambda g: trial_plan(g, inexact=False), in_step=True)
     if inexact and any(group.prunable and not group.exact for group in graph.groups):
         exact = {group.name for group in graph.groups if group.prunable and group.exact}
         graph, _ = settled(graph, model, dummy_input, lambda g: trial_plan(g, inexact=True), innocent=exact)
@@ -111,6 +112,7 @@ def settled(
     skip: Collection[str] = (),
     innocent: Collection[str] = (),
     on_freeze: Callable[[Mismatch], None] | None = None,
+    in_step: bool = False,
 ) -> tuple[ChannelGraph, Plan]:
     """Replay the plan of ``graph`` until it runs as predicted; return the graph and the plan by which it does.
 
@@ -126,6 +128,8 @@ def settled(
         Names of groups that are known to run without the others, and so are not to blame.
     on_freeze
         Called with each mismatch that makes something stay.
+    in_step
+        Whether units of two groups, of which a forward takes the numbers for one, may be tied.
 
     Returns
     -------
@@ -136,6 +140,7 @@ def settled(
     modules = dict(model.named_modules())
     peers = Peers(graph, modules)
     trial = _Trial(model, dummy_input, skip, Allowance(_MOST_RUNS[graph.trace.data]))
+    steps = _Steps(trial, modules, peers)
     halvings = 0
     while True:
         plan = plan_of(graph)
@@ -155,6 +160,10 @@ def settled(
                 if on_freeze is not None:
                     on_freeze(mismatch)
                 graph = graph.without_blocks(dict.fromkeys(stay, f"the model does not run without it ({mismatch})"))
+                continue
+            tied = steps.tied(graph, replay, mismatch) if in_step and not mismatch.scaled else None
+            if tied is not None:
+                graph = tied
                 continue
             culprits = [] if innocent or mismatch.scaled else _culprits(replay, mismatch, peers)
             if not culprits:
@@ -187,6 +196,81 @@ class _Trial:
 
     def fails(self, plan: Plan, until: int | None = None) -> Mismatch | None:
         return self.of(plan).run(self.model, until)
+
+
+@dataclass
+class _Steps:
+    """Ties what a module makes to what it was given, where its forward takes the width of one for that of the other."""
+
+    trial: _Trial
+    modules: dict[str, nn.Module]
+    peers: Peers
+    tried: set[tuple[int, int, int, Path, int]] = field(default_factory=set)
+    _place: dict[int, int] = field(default_factory=dict)
+
+    def tied(self, graph: ChannelGraph, replay: Replay, mismatch: Mismatch) -> ChannelGraph | None:
+        """Return the graph with a tie by which the view that fails does not; None where there is none."""
+        operator = mismatch.operator
+        if operator is None or plain_name(operator.name) != "aten.view":
+            return None
+        for first, last, made in self._made(graph, operator):
+            for path, dim, given in self._given(graph, operator):
+                key = (id(operator), first, last, path, dim)
+                if len(given) != len(made) or key in self.tried:
+                    continue
+                self.tried.add(key)
+                pairs = [(made, given)]
+                for peer in self.peers.of(operator):
+                    there = [m for f, to, m in self._made(graph, peer) if (f, to) == (first, last)]
+                    along = [g for p, d, g in self._given(graph, peer) if (p, d) == (path, dim)]
+                    pairs += [(m, g) for m, g in zip(there, along, strict=False) if len(m) == len(g)]
+                after = graph.tied(pairs)
+                if replay.kept(len(made), made) != replay.kept(len(given), given) and self._runs(
+                    after, made, mismatch.index
+                ):
+                    return after
+        return None
+
+    def _given(self, graph: ChannelGraph, operator: Operator) -> Iterator[tuple[Path, int, Array]]:
+        """Yield the labels of what the module whose forward calls ``operator`` was given."""
+        if not self._place:
+            self._place.update({id(op): place for place, op in enumerate(graph.trace.operators)})
+        place = self._place[id(operator)]
+        for span in graph.trace.spans:
+            if span.module == operator.module and span.start <= place < span.end:
+                for path, info in span.arguments:
+                    for dim, labels in enumerate(info.labels):
+                        if labels is not None:
+                            yield path, dim, labels
+                return
+
+    @staticmethod
+    def _made(graph: ChannelGraph, operator: Operator) -> Iterator[tuple[int, int, Array]]:
+        """Yield the labels of the dimensions of an operator's result, and of two in a row that are one elsewhere."""
+        labels = operator.outputs[0].labels
+        for dim, own in enumerate(labels):
+            if own is not None:
+                yield dim, dim, own
+                after = labels[dim + 1] if dim + 1 < len(labels) else None
+                both = graph.trace.labels.product_of(own, after) if after is not None else None
+                if both is not None:
+                    yield dim, dim + 1, both
+
+    def _runs(self, graph: ChannelGraph, made: Array, index: int) -> bool:
+        """Whether the model runs beyond an operator without some of the units that are tied."""
+        classes = graph.solution.classes[made]
+        groups = {g.name for g in graph.groups if g.prunable and np.isin(g.classes, classes).any()}
+        kept = {name: units for name, units in trial_plan(graph, inexact=True).kept.items() if name in groups}
+        if not kept:
+            return False
+        replay = self.trial.of(Plan(graph, kept))
+        mismatch = replay.run(self.trial.model)
+        while mismatch is not None and mismatch.index <= index and not mismatch.scaled:
+            better = learn(graph, replay, self.trial.model, self.modules, mismatch, self.peers)
+            if better is mismatch:
+                break
+            mismatch = better
+        return mismatch is None or mismatch.index > index
 
 
 def _as_far_as_known(

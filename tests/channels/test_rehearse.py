@@ -1,5 +1,6 @@
 """A rehearsal finds what a forward holds: attributes that must follow, and sizes that keep a group from going."""
 
+import copy
 import time
 
 import pytest
@@ -9,6 +10,7 @@ from torch.nn import functional as F
 
 from nni_plugins.channels import ChannelGraph, Plan
 from nni_plugins.channels.replay import Replay
+from nni_plugins.speedup import ModelSpeedup
 
 
 def state_of(model):
@@ -95,11 +97,11 @@ def test_attributes_follow_heads():
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
-def test_heads_that_the_forward_counts_on_are_frozen_and_hidden_units_are_not():
+def test_heads_that_the_forward_counts_on_go_with_the_width_and_hidden_units_alone():
     graph = ChannelGraph.watch(Transformer(written=True), X)
     assert {g.kind for g in graph.groups if g.prunable and g.exact} == {"hidden"}
     assert sum(g.prunable and g.exact for g in graph.groups) == 3
-    assert any("its forward holds a fixed size" in g.reason for g in graph.groups if g.kind == "heads")
+    assert ["normalised across channels" in g.reason for g in graph.groups if g.kind == "heads"] == [True]
 
 
 def test_head_dimensions_on_request():
@@ -300,3 +302,52 @@ def test_a_number_that_is_read_from_a_tensor_follows_no_size():
     graph = ChannelGraph.watch(Normed(), torch.randn(5, 4))
     assert graph.trace.data == "real"
     assert [(g.name, g.size) for g in graph.groups if g.prunable and g.exact] == [("body", 8)]
+
+
+class AsWideAsItsInput(nn.Module):
+    """Attention over places whose forward takes the width of what it was given for that of its heads."""
+
+    def __init__(self, width, heads):
+        super().__init__()
+        self.heads, self.qkv, self.out = heads, nn.Conv2d(width, 3 * width, 1), nn.Conv2d(width, width, 1)
+
+    def forward(self, x):
+        n, c, h, w = x.shape
+        q, k, v = self.qkv(x).view(n, 3, self.heads, c // self.heads, h * w).transpose(0, 1)
+        y = v @ (q.transpose(-2, -1) @ k).softmax(-1).transpose(-2, -1)
+        return self.out(y.reshape(n, c, h, w))
+
+
+class Wide(nn.Module):
+    def __init__(self, norm):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 24, 1), nn.Conv2d(24, 2, 1)
+        self.attentions = nn.ModuleList(AsWideAsItsInput(24, 4) for _ in range(3))
+        self.norms = nn.ModuleList(norm(24) for _ in range(3))
+
+    def forward(self, x):
+        x = self.a(x)
+        for norm, attention in zip(self.norms, self.attentions, strict=True):
+            x = x + attention(norm(x))
+        return self.b(x)
+
+
+@pytest.mark.parametrize(("norm", "exact"), [(nn.BatchNorm2d, True), (lambda width: nn.GroupNorm(1, width), False)])
+def test_a_width_that_a_forward_takes_for_that_of_its_heads_keeps_in_step_with_it(norm, exact):
+    """Both were frozen: what is given, and the heads, can go only together, as many channels as a head has."""
+    model, x = Wide(norm).eval(), torch.randn(2, 3, 4, 4)
+    graph = ChannelGraph.watch(model, x)
+    assert [(g.name, g.size, g.exact) for g in graph.groups if g.prunable] == [("a", 4, exact)]
+    masks = Plan(graph, {"a": [0, 2, 3]}).masks(model)
+    masked = copy.deepcopy(model)
+    with torch.no_grad():
+        for module, targets in masks.items():
+            for target, mask in targets.items():
+                getattr(masked.get_submodule(module), target).mul_(mask)
+    speedup = ModelSpeedup(model, x, masks, exact_only=exact)
+    compact = speedup.speedup_model()
+    assert not speedup.report.put_back
+    assert (compact.a.out_channels, compact.attentions[1].heads) == (18, 3)
+    assert [tuple(a.qkv.weight.shape[:2]) for a in compact.attentions] == [(54, 18)] * 3
+    if exact:
+        torch.testing.assert_close(compact(x), masked(x))
