@@ -154,7 +154,7 @@ class BlockPruner(PrunerBase):
             if not found and self.settings[index].get("sparse_ratio") != 0:
                 shown = "; ".join(f"{name}: {why}" for name, why in list(reasons.items())[:3]) or "no module fits"
                 some = ", ".join([block.name for block in known.values() if block.exact][:3])
-                raise PruningError(f"config_list[{index}] selects no block that can go: {shown}. Blocks are: {some}")
+                raise PruningError(f"config_list[{index}] selects no block that can go: {shown}. Blocks are: {some or 'none'}")
         return owner
 
     def _is_masked(self, block: Block) -> bool:

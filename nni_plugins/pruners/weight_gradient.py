@@ -117,7 +117,9 @@ class GradientWeightPruner(WeightPruner):
             )
         missing = [name for name in self.parameters if name not in self._sums]
         if missing:
-            raise PruningError(f"{missing[0]}: no gradient reached it; does training use it, and does it require one?")
+            raise PruningError(
+                f"{missing[0]}: no gradient reached it; exclude it, if it is frozen or has no part in the training"
+            )
         scores = {name: total / self._count for name, total in self._sums.items()}
         self._sums, self._count = {}, 0
         return scores
