@@ -153,8 +153,8 @@ class BlockPruner(PrunerBase):
             owner.update(dict.fromkeys(found, index))
             if not found and self.settings[index].get("sparse_ratio") != 0:
                 shown = "; ".join(f"{name}: {why}" for name, why in list(reasons.items())[:3]) or "no module fits"
-                some = ", ".join([block.name for block in known.values() if block.exact][:3])
-                raise PruningError(f"config_list[{index}] selects no block that can go: {shown}. Blocks are: {some or 'none'}")
+                some = ", ".join([block.name for block in known.values() if block.exact][:3]) or "none"
+                raise PruningError(f"config_list[{index}] selects no block that can go: {shown}. Blocks are: {some}")
         return owner
 
     def _is_masked(self, block: Block) -> bool:
