@@ -26,11 +26,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
+from nni_plugins.files import write_whole
 from nni_plugins.report.bench import bench
 from nni_plugins.report.environment import environment
 from nni_plugins.training import build_data, compress, evaluate_test, prepare_dense, recipe_from_dict
 from nni_plugins.training.artefacts import load_model
-from nni_plugins.training.checkpoint import seed_everything, write_whole
+from nni_plugins.training.checkpoint import seed_everything
 from nni_plugins.training.dense import DenseBaseline, dense_model
 from nni_plugins.training.export import export
 from nni_plugins.training.loop import Loop

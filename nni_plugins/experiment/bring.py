@@ -9,12 +9,13 @@ from typing import Any
 
 from nni_plugins.experiment.errors import ExperimentError
 from nni_plugins.experiment.fetch import Fetcher
-from nni_plugins.experiment.folders import FAILURE, write_json
+from nni_plugins.experiment.folders import FAILURE
 from nni_plugins.experiment.health import CUT, bad_metrics, why_ended, why_waiting
 from nni_plugins.experiment.machines import Machine, machines_of_profile
 from nni_plugins.experiment.manifest import Known
 from nni_plugins.experiment.node import events
 from nni_plugins.experiment.trials import ENDED, Trial
+from nni_plugins.files import write_json
 
 LOST = "lost with its machine"
 

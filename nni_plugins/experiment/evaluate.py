@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 from nni_plugins.experiment.ablation import ABLATION, without_teacher
 from nni_plugins.experiment.bring import bring_dense
 from nni_plugins.experiment.errors import ExperimentError
-from nni_plugins.experiment.folders import read_json, write_json
+from nni_plugins.experiment.folders import read_json
 from nni_plugins.experiment.gather import BOUNDS, compact_figures, metrics_of
 from nni_plugins.experiment.manifest import Known
 from nni_plugins.experiment.trials import Trial
+from nni_plugins.files import write_json
 from nni_plugins.report.findings import Findings, ModelFigures, StockCheck
 
 if TYPE_CHECKING:

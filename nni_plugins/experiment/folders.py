@@ -15,6 +15,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from nni_plugins.files import write_json
+
 FAILURE = "failure.json"
 METRICS = "metrics.json"
 STANDALONE = Path("outputs/trial")
@@ -62,16 +64,6 @@ def write_failure(output: Path, reason: str, error: BaseException, parameters: d
     output.mkdir(parents=True, exist_ok=True)
     failure = {"reason": reason, "error": type(error).__name__, "parameters": parameters}
     write_json(output / FAILURE, failure)
-
-
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write a JSON file under another name and rename it: whoever reads meanwhile sees all of it or none."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # of several processes, each may write
-    try:
-        part.write_text(json.dumps(value, indent=1, default=str), encoding="utf-8")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

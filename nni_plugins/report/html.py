@@ -5,12 +5,12 @@ Names, reasons and parameters come from elsewhere, so that everything is escaped
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from nni_plugins import __version__
+from nni_plugins.files import write_whole
 from nni_plugins.report import sections
 from nni_plugins.report.figures import inline_svg
 from nni_plugins.report.findings import Findings
@@ -111,6 +111,4 @@ def inlined(drawn: Mapping[str, tuple[Any, str]]) -> dict[str, dict[str, Any]]:
 
 def write_text(path: Path, text: str) -> None:
     """Write a page whole: who looks at it while it is written again sees the old one."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8", errors="replace")
-    os.replace(part, path)
+    write_whole(path, lambda part: part.write_text(text, encoding="utf-8", errors="replace"))

@@ -8,7 +8,6 @@ al., "AMC: AutoML for model compression", ECCV 2018, section 3.3: two layers of 
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from nni_plugins.files import write_whole
 
 HIDDEN, TAU, DISCOUNT, BATCH, BASELINE = 300, 0.01, 1.0, 64, 0.5
 ACTOR_RATE, CRITIC_RATE = 1e-4, 1e-3
@@ -129,11 +130,9 @@ class DDPG:
         """Write networks and optimizers as safetensors, with notes that :meth:`load` returns; whole or not at all."""
         from safetensors.torch import save_file
 
-        part = path.with_name(f"{path.name}.{os.getpid()}.tmp")
         baseline = {} if self.baseline is None else {"baseline": repr(self.baseline)}
         notes = {key: str(value) for key, value in notes.items()}
-        save_file(self._tensors(), part, metadata={**notes, **baseline})
-        part.replace(path)
+        write_whole(path, lambda part: save_file(self._tensors(), part, metadata={**notes, **baseline}))
 
     def load(self, path: Path) -> dict[str, str]:
         """Read what :meth:`save` wrote; ValueError where it is of another state, or broken."""

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from nni_plugins.search.errors import SearchError
 from nni_plugins.search.journal import Record
 
-_logger = logging.getLogger(__name__)
 DIRECTIONS = ("maximize", "minimize")
 
 
@@ -151,13 +146,3 @@ class Front:
             }
             for record, values in order
         ]
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a whole file or none; a disk that is full is reported, and nothing else."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        part.write_text(json.dumps(value, indent=1, default=str) + "\n", encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        _logger.error("%s: cannot be written (%s)", path, error)

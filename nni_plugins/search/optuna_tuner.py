@@ -14,13 +14,14 @@ import nni
 import numpy as np
 from nni.utils import ClassArgsValidator
 
+from nni_plugins.files import write_json
 from nni_plugins.search.amc_state import PREFIX, Environment, GraphEnvironment
 from nni_plugins.search.base import RecordedTuner
 from nni_plugins.search.budget import Projection, check_budget
 from nni_plugins.search.checks import check_seed, refuse_unknown
 from nni_plugins.search.errors import SearchError
 from nni_plugins.search.journal import Record
-from nni_plugins.search.objectives import Front, read_constraints, read_objectives, violations, write_json
+from nni_plugins.search.objectives import Front, read_constraints, read_objectives, violations
 from nni_plugins.search.optuna_samplers import make_sampler, sampler_arguments
 from nni_plugins.search.optuna_space import Parameter, Space
 from nni_plugins.search.places import experiment_folder, trial_code_directory
@@ -224,7 +225,10 @@ class OptunaTuner(RecordedTuner):
             "failed": sum(record.state == "failed" for record in self.journal.records),
             "front": self.front.to_list(),
         }
-        write_json(folder / PARETO, state)
+        try:
+            write_json(folder / PARETO, state)
+        except OSError as error:  # a disk that is full is reported, and stops no search
+            _logger.error("%s: cannot be written (%s)", folder / PARETO, error)
 
     def _values(self, record: Record) -> list[float] | None:
         found = []

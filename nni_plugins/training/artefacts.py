@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from nni_plugins.training.checkpoint import write_whole
+from nni_plugins.files import write_whole
 from nni_plugins.training.data import Data, build_data
 from nni_plugins.training.errors import CompressionError, first_line
 from nni_plugins.training.loop import Loop

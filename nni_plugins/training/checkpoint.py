@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from nni_plugins.files import write_whole
 from nni_plugins.training.errors import CompressionError, first_line
 
 
@@ -66,16 +66,6 @@ def load_checkpoint(
             f"{path} cannot be resumed from ({first_line(error)}); delete it to start afresh"
         ) from error
     return state["epoch"], state["metric"]
-
-
-def write_whole(path: Path, write: Any) -> None:
-    """Write a file under another name and rename it: readers see all of it or none."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        write(part)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _generators(loader: Any) -> list[torch.Generator]:

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from nni_plugins.files import write_whole
 from nni_plugins.pruners.ranks import as_on_rank_zero, distributed
-from nni_plugins.training.checkpoint import seed_everything, write_whole
+from nni_plugins.training.checkpoint import seed_everything
 from nni_plugins.training.data import Data, build_data
 from nni_plugins.training.errors import CompressionError
 from nni_plugins.training.loop import Loop

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from nni_plugins.files import write_whole
 from nni_plugins.pruners.ranks import as_on_rank_zero
 from nni_plugins.training.artefacts import COMPACT, GRIDS, MASKED, MASKS, METRICS, PLAN, RANKING, RECIPE, save_masks
-from nni_plugins.training.checkpoint import seed_everything, write_whole
+from nni_plugins.training.checkpoint import seed_everything
 from nni_plugins.training.data import Data, build_data
 from nni_plugins.training.dense import DenseBaseline, dense_model
 from nni_plugins.training.errors import CompressionError, first_line

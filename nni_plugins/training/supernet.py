@@ -24,8 +24,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from nni_plugins.files import write_whole
 from nni_plugins.training.allocate import prunable_groups
-from nni_plugins.training.checkpoint import seed_everything, write_whole
+from nni_plugins.training.checkpoint import seed_everything
 from nni_plugins.training.data import build_data
 from nni_plugins.training.dense import DenseBaseline, dense_model
 from nni_plugins.training.errors import CompressionError

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nni_plugins.training.checkpoint import write_whole
+from nni_plugins.files import write_whole
 from nni_plugins.training.errors import CompressionError, first_line
 
 NESTED = ("state_dict", "model_state_dict", "model", "net")
